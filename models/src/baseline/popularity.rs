@@ -1,0 +1,73 @@
+//! Item popularity: the floor every model must clear.
+
+use std::path::Path;
+
+use crate::data::{Dataset, FitOn};
+use crate::error::{Error, Result};
+use crate::eval::{EvalQuery, Scorer};
+
+/// Scores every item by how often it was used, whoever asks.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Popularity {
+    counts: Vec<f32>,
+}
+
+impl Popularity {
+    /// Counts the rows of the splits, of the target behaviour if the data has one. Repeated events
+    /// count.
+    pub fn fit(data: &Dataset, fit_on: FitOn) -> Self {
+        Self {
+            counts: data.counts(fit_on).into_iter().map(|c| c as f32).collect(),
+        }
+    }
+
+    /// The score of each item.
+    pub fn counts(&self) -> &[f32] {
+        &self.counts
+    }
+
+    /// Writes the tensor `counts` `[N]` (f32) as safetensors.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Checkpoint`] or [`Error::Io`] if the file cannot be written.
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+        super::ease::save_f32(
+            path.as_ref(),
+            "counts",
+            &[self.counts.len()],
+            &self.counts,
+            [],
+        )
+    }
+
+    /// Reads what [`save`](Self::save) wrote.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`] or [`Error::Checkpoint`] if the file is missing, damaged or of another model.
+    pub fn load(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let (shape, counts, _) = super::ease::load_f32(path, "counts")?;
+        if shape.len() != 1 || counts.iter().any(|c| !c.is_finite()) {
+            return Err(Error::checkpoint(path, "not a popularity model"));
+        }
+        Ok(Self { counts })
+    }
+}
+
+impl Scorer for Popularity {
+    fn num_items(&self) -> usize {
+        self.counts.len()
+    }
+
+    fn score(&self, _queries: &[EvalQuery], out: &mut [f32]) -> Result<()> {
+        if self.counts.is_empty() {
+            return Ok(());
+        }
+        for row in out.chunks_exact_mut(self.counts.len()) {
+            row.copy_from_slice(&self.counts);
+        }
+        Ok(())
+    }
+}
