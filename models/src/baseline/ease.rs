@@ -59,6 +59,11 @@ pub struct Ease {
 }
 
 impl Ease {
+    /// From fitted weights `[N, N]` and the one behaviour that counts.
+    pub fn new(weights: Array2<f32>, behavior: Option<u8>) -> Self {
+        Self { weights, behavior }
+    }
+
     /// Solves for the weights.
     ///
     /// # Errors
@@ -306,10 +311,10 @@ pub(super) fn save_f32(
 }
 
 /// Shape, values and metadata of one f32 tensor.
-pub(super) fn load_f32(
-    path: &Path,
-    name: &str,
-) -> Result<(Vec<usize>, Vec<f32>, HashMap<String, String>)> {
+type Loaded = (Vec<usize>, Vec<f32>, HashMap<String, String>);
+
+/// Reads what [`save_f32`] wrote.
+pub(super) fn load_f32(path: &Path, name: &str) -> Result<Loaded> {
     let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
     let bad = |reason: String| Error::checkpoint(path, reason);
     let tensors = SafeTensors::deserialize(&bytes)

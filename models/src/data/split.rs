@@ -54,13 +54,13 @@ pub fn assign(rows: &mut [Interaction], ordered: bool, target: Option<u8>, seed:
     });
 }
 
-/// Moves part of each user's training rows to valid: the last one if `ordered`, else a random tenth,
-/// from users with at least [`MIN_ROWS`] target rows in train. Rows of the same (user, item) pair
+/// Moves part of each user's training rows to valid: the last one if `ordered` and there are two, else
+/// a random tenth from users with at least [`MIN_ROWS`] target rows in train. Rows of the same (user, item) pair
 /// move along where `target` is set.
 pub fn hold_out_valid(rows: &mut [Interaction], ordered: bool, target: Option<u8>, seed: u64) {
     for_each_user(rows, |user, rows| {
         let mut candidates = candidates(rows, target);
-        if candidates.len() < MIN_ROWS {
+        if candidates.len() < if ordered { 2 } else { MIN_ROWS } {
             return;
         }
         if ordered {
