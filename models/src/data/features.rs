@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 use half::{bf16, f16};
 use ndarray::Array2;
 use npyz::WriterBuilder;
+use safetensors::tensor::Metadata;
 use safetensors::{Dtype, SafeTensors};
 
 use super::IdMap;
@@ -571,17 +572,12 @@ fn safetensors_header(path: &Path) -> Result<(usize, usize, &'static str)> {
             "not a safetensors file (the header does not fit)".to_owned()
         ));
     }
-    let mut buffer = prefix.to_vec();
-    buffer.resize(8 + size as usize, 0);
-    file.read_exact(&mut buffer[8..])
-        .map_err(|e| Error::io(path, e))?;
-    let (_, metadata) = SafeTensors::read_metadata(&buffer)
-        .map_err(|e| bad(format!("not a safetensors file ({e})")))?;
-    if metadata.data_len() as u64 + size + 8 != length {
-        return Err(bad(
-            "the tensors do not fill the file; it is damaged".to_owned()
-        ));
-    }
+    // Only the header is read here; all offsets are checked when the whole file is.
+    let mut json = vec![0u8; size as usize];
+    file.read_exact(&mut json).map_err(|e| Error::io(path, e))?;
+    let metadata: Metadata =
+        serde_json::from_slice(&json).map_err(|e| bad(format!("not a safetensors file ({e})")))?;
+    let bytes = length - 8 - size;
     let mut matrix = None;
     for (name, info) in metadata.tensors() {
         if name == "present" {
@@ -607,6 +603,16 @@ fn safetensors_header(path: &Path) -> Result<(usize, usize, &'static str)> {
                 info.dtype
             ))
         })?;
+        // A shape that its own bytes don't back must not size anything.
+        let (start, end) = info.data_offsets;
+        let claimed = rows
+            .checked_mul(dim)
+            .and_then(|n| n.checked_mul(if dtype == "float32" { 4 } else { 2 }));
+        if end as u64 > bytes || end.checked_sub(start) != claimed {
+            return Err(bad(format!(
+                "tensor {name:?} of {rows} x {dim} does not fit the file; it is damaged"
+            )));
+        }
         matrix = Some((rows, dim, dtype));
     }
     matrix.ok_or_else(|| bad("no feature tensor".to_owned()))
