@@ -1,0 +1,234 @@
+#![doc = include_str!("../../FORMAT.md")]
+
+mod manifest;
+mod map;
+pub(crate) mod tensors;
+mod write;
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use sha2::{Digest, Sha256};
+
+pub use manifest::{
+    EngineInfo, FORMAT_VERSION, FileInfo, ITEMS_FILE, MANIFEST_FILE, MAX_DIM, MAX_MANIFEST_BYTES,
+    MAX_WINDOW, Manifest, Modality, Probe, ProbeEvent, TableInfo,
+};
+pub(crate) use map::Content;
+pub use map::LoadMode;
+pub(crate) use write::replace_file;
+pub use write::{BundleWriter, ItemTableBuilder, TensorSpec, TensorWriter};
+
+use crate::engine::{self, FusionTower, UserTower};
+use crate::error::{Error, Result};
+use crate::table::ItemTable;
+
+/// How to open a bundle.
+#[derive(Debug, Clone, Copy, Default)]
+#[non_exhaustive]
+pub struct OpenOptions {
+    /// Map the item table (default) or read it to the heap.
+    pub mode: LoadMode,
+}
+
+impl OpenOptions {
+    /// The defaults: map.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets the load mode.
+    pub fn mode(mut self, mode: LoadMode) -> Self {
+        self.mode = mode;
+        self
+    }
+
+    /// Opens the bundle in folder `path`; see [`Bundle::open`].
+    pub fn open(self, path: impl AsRef<Path>) -> Result<Bundle> {
+        Bundle::open_with(path.as_ref(), self)
+    }
+}
+
+/// An open bundle: a manifest, a mapped item table, and the paths of the towers.
+///
+/// Cloning is cheap and shares everything. A bundle is immutable.
+#[derive(Clone)]
+pub struct Bundle(Arc<Inner>);
+
+struct Inner {
+    path: PathBuf,
+    manifest: Manifest,
+    table: ItemTable,
+}
+
+impl std::fmt::Debug for Bundle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Bundle")
+            .field("path", &self.0.path)
+            .field("bundle_id", &self.0.manifest.bundle_id)
+            .field("bundle_version", &self.0.manifest.bundle_version)
+            .field("items", &self.0.manifest.items)
+            .finish()
+    }
+}
+
+impl Bundle {
+    /// Opens the bundle in folder `path`: reads the manifest, compares the length of every
+    /// file, maps the item table and checks its header. The cost does not depend on the number
+    /// of items, and no tower is loaded.
+    ///
+    /// Content is not hashed here; do that once after a download with [`Bundle::verify`].
+    ///
+    /// # Errors
+    /// [`Error::Io`] and [`Error::NotABundle`] for missing files, [`Error::Manifest`] and its
+    /// kin, [`Error::FileSize`], and the tensor errors ([`Error::Container`], [`Error::Dtype`],
+    /// [`Error::Shape`], …).
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        Self::open_with(path.as_ref(), OpenOptions::default())
+    }
+
+    fn open_with(path: &Path, options: OpenOptions) -> Result<Self> {
+        let manifest = read_manifest(path)?;
+        for (name, info) in &manifest.files {
+            let file = path.join(name);
+            let got = std::fs::metadata(&file)
+                .map_err(|e| Error::io("read the length of", &file, e))?
+                .len();
+            if got != info.bytes {
+                return Err(Error::FileSize {
+                    path: file,
+                    expected: info.bytes,
+                    got,
+                });
+            }
+        }
+        let items = path.join(ITEMS_FILE);
+        // `Manifest::parse` has checked that the entry exists.
+        let bytes = manifest.files.get(ITEMS_FILE).map_or(0, |f| f.bytes);
+        let content = Arc::new(Content::open(&items, bytes, options.mode)?);
+        let table = ItemTable::open(&items, content, &manifest)?;
+        Ok(Bundle(Arc::new(Inner {
+            path: path.to_path_buf(),
+            manifest,
+            table,
+        })))
+    }
+
+    /// Folder this bundle was opened from.
+    pub fn path(&self) -> &Path {
+        &self.0.path
+    }
+
+    /// The manifest.
+    pub fn manifest(&self) -> &Manifest {
+        &self.0.manifest
+    }
+
+    /// The item table.
+    pub fn table(&self) -> &ItemTable {
+        &self.0.table
+    }
+
+    /// Hashes every file and checks every row: costs a full read of the bundle. Run it once
+    /// after a download.
+    ///
+    /// # Errors
+    /// [`Error::Digest`] if a file is not the one that the manifest describes,
+    /// [`Error::CorruptTensor`] or [`Error::NonFinite`] if the content breaks an invariant.
+    pub fn verify(&self) -> Result<()> {
+        for (name, info) in &self.0.manifest.files {
+            let path = self.0.path.join(name);
+            let (bytes, got) = digest_file(&path)?;
+            if bytes != info.bytes {
+                return Err(Error::FileSize {
+                    path,
+                    expected: info.bytes,
+                    got: bytes,
+                });
+            }
+            if got != info.sha256 {
+                return Err(Error::Digest {
+                    path,
+                    expected: info.sha256.clone(),
+                    got,
+                });
+            }
+        }
+        self.0.table.verify()
+    }
+
+    /// Loads the user tower. Each call loads anew; a [`Session`](crate::Session) does it once,
+    /// when it first needs to.
+    ///
+    /// # Errors
+    /// [`Error::MissingTower`], [`Error::EngineUnavailable`], [`Error::Engine`].
+    pub fn load_user_tower(&self) -> Result<UserTower> {
+        let file = self.0.manifest.engine.user_tower.as_deref();
+        let file = file.ok_or(Error::MissingTower { tower: "user" })?;
+        let tower = engine::load(&self.0.path.join(file), "user_vector")?;
+        Ok(UserTower::new(tower, self.manifest(), file))
+    }
+
+    /// Loads the fusion tower.
+    ///
+    /// # Errors
+    /// As [`Bundle::load_user_tower`].
+    pub fn load_fusion_tower(&self) -> Result<FusionTower> {
+        let file = self.0.manifest.engine.fusion_tower.as_deref();
+        let file = file.ok_or(Error::MissingTower { tower: "fusion" })?;
+        let tower = engine::load(&self.0.path.join(file), "item_vector")?;
+        Ok(FusionTower::new(tower, self.manifest(), file))
+    }
+
+    /// Whether the manifest names a user tower.
+    pub fn has_user_tower(&self) -> bool {
+        self.0.manifest.engine.user_tower.is_some()
+    }
+}
+
+/// Reads and checks `manifest.json` of the bundle in `folder`.
+pub(crate) fn read_manifest(folder: &Path) -> Result<Manifest> {
+    let path = folder.join(MANIFEST_FILE);
+    let file = match std::fs::File::open(&path) {
+        Ok(file) => file,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound && folder.is_dir() => {
+            return Err(Error::NotABundle {
+                path: folder.to_path_buf(),
+                reason: format!("it has no {MANIFEST_FILE}"),
+            });
+        }
+        Err(e) => return Err(Error::io("open", &path, e)),
+    };
+    let mut bytes = Vec::new();
+    file.take(MAX_MANIFEST_BYTES + 1)
+        .read_to_end(&mut bytes)
+        .map_err(|e| Error::io("read", &path, e))?;
+    Manifest::parse(&bytes, &path)
+}
+
+/// Length in bytes and SHA-256 (hex) of a file.
+pub(crate) fn digest_file(path: &Path) -> Result<(u64, String)> {
+    let mut file = std::fs::File::open(path).map_err(|e| Error::io("open", path, e))?;
+    let mut hasher = Sha256::new();
+    let mut buffer = vec![0u8; 1 << 16];
+    let mut total = 0u64;
+    loop {
+        let n = file
+            .read(&mut buffer)
+            .map_err(|e| Error::io("read", path, e))?;
+        if n == 0 {
+            return Ok((total, hex(&hasher.finalize())));
+        }
+        total += n as u64;
+        hasher.update(&buffer[..n]);
+    }
+}
+
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes.iter().fold(String::new(), |mut text, b| {
+        let _ = write!(text, "{b:02x}");
+        text
+    })
+}

@@ -1,0 +1,724 @@
+//! Writing bundles. It lives beside the reader because the two are one format, and because a
+//! device that applies a delta writes a bundle too.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use safetensors::Dtype;
+use sha2::{Digest, Sha256};
+
+use super::manifest::{FileInfo, ITEMS_FILE, MANIFEST_FILE, MAX_DIM, Manifest, TableInfo};
+use super::tensors::{ALIGNMENT, MAX_HEADER_BYTES, PAD_PREFIX};
+use super::{Bundle, hex};
+use crate::error::{Error, Result};
+use crate::id::{check_key, is_file_name, is_name};
+use crate::quant::{self, Scheme};
+
+/// Code of an item without a value in an attribute column.
+pub(crate) const NO_VALUE: u32 = u32::MAX;
+
+/// Name, element type and shape of a tensor to be written.
+#[derive(Debug, Clone)]
+pub struct TensorSpec {
+    /// Unique name, not starting with `pad.`.
+    pub name: String,
+    /// Element type.
+    pub dtype: Dtype,
+    /// Row-major shape.
+    pub shape: Vec<usize>,
+}
+
+impl TensorSpec {
+    /// A spec.
+    pub fn new(name: impl Into<String>, dtype: Dtype, shape: impl Into<Vec<usize>>) -> Self {
+        TensorSpec {
+            name: name.into(),
+            dtype,
+            shape: shape.into(),
+        }
+    }
+
+    fn bytes(&self) -> Result<usize> {
+        self.shape
+            .iter()
+            .try_fold(1usize, |n, &d| n.checked_mul(d))
+            .and_then(|n| n.checked_mul(self.dtype.bitsize()))
+            .map(|bits| bits / 8)
+            .ok_or_else(|| Error::argument(format!("tensor {:?} is too large", self.name)))
+    }
+}
+
+/// Streams tensors into a safetensors file in which each starts at a multiple of 64 bytes.
+///
+/// Shapes are declared first, data follows in the same order in pieces of any size, so no
+/// tensor need exist in memory as a whole. The container allows no holes, so gaps are filled
+/// with U8 tensors named `pad.<n>`; the header is padded with spaces.
+pub struct TensorWriter {
+    path: PathBuf,
+    out: BufWriter<File>,
+    hasher: Sha256,
+    written: u64,
+    /// Tensors still to come, last first: name, bytes left, zero bytes to append.
+    queue: Vec<(String, usize, usize)>,
+}
+
+impl TensorWriter {
+    /// Creates `path` (which must not exist) and writes the header.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for names given twice or reserved and for too many tensors,
+    /// [`Error::Io`].
+    pub fn create(path: impl AsRef<Path>, specs: &[TensorSpec]) -> Result<Self> {
+        let path = path.as_ref();
+        let (header, queue) = header(specs)?;
+        let file = File::create_new(path).map_err(|e| Error::io("create", path, e))?;
+        let mut writer = TensorWriter {
+            path: path.to_path_buf(),
+            out: BufWriter::with_capacity(1 << 16, file),
+            hasher: Sha256::new(),
+            written: 0,
+            queue,
+        };
+        writer.put(&(header.len() as u64).to_le_bytes())?;
+        writer.put(&header)?;
+        Ok(writer)
+    }
+
+    /// Appends `bytes` to tensor `name`, the first declared one that is not complete.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if another tensor is due or `bytes` exceed its shape.
+    pub fn write(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
+        self.close_full()?;
+        let due = self.queue.last_mut().ok_or_else(|| {
+            Error::argument(format!("tensor {name:?} comes after the last declared one"))
+        })?;
+        if due.0 != name {
+            let due = due.0.clone();
+            return Err(Error::argument(format!(
+                "tensor {name:?} was given, {due:?} is due"
+            )));
+        }
+        due.1 = due.1.checked_sub(bytes.len()).ok_or_else(|| {
+            Error::argument(format!(
+                "tensor {name:?} got more bytes than its shape holds"
+            ))
+        })?;
+        self.put(bytes)
+    }
+
+    /// Completes and syncs the file.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if a tensor is incomplete, [`Error::Io`].
+    pub fn finish(mut self) -> Result<FileInfo> {
+        self.close_full()?;
+        if let Some((name, left, _)) = self.queue.last() {
+            return Err(Error::argument(format!(
+                "tensor {name:?} lacks {left} bytes"
+            )));
+        }
+        let file = self
+            .out
+            .into_inner()
+            .map_err(|e| Error::io("write", &self.path, e.into_error()))?;
+        file.sync_all()
+            .map_err(|e| Error::io("sync", &self.path, e))?;
+        Ok(FileInfo {
+            bytes: self.written,
+            sha256: hex(&self.hasher.finalize()),
+        })
+    }
+
+    /// Removes complete tensors from the queue and writes their padding.
+    fn close_full(&mut self) -> Result<()> {
+        while let Some(&(_, 0, pad)) = self.queue.last() {
+            self.queue.pop();
+            self.put(&[0u8; ALIGNMENT][..pad])?;
+        }
+        Ok(())
+    }
+
+    fn put(&mut self, bytes: &[u8]) -> Result<()> {
+        self.hasher.update(bytes);
+        self.written += bytes.len() as u64;
+        self.out
+            .write_all(bytes)
+            .map_err(|e| Error::io("write", &self.path, e))
+    }
+}
+
+type Queue = Vec<(String, usize, usize)>;
+
+fn header(specs: &[TensorSpec]) -> Result<(Vec<u8>, Queue)> {
+    let mut json = String::from("{\"__metadata__\":{\"format\":\"tercet\"}");
+    let mut queue = Vec::with_capacity(specs.len());
+    let mut names = std::collections::HashSet::new();
+    let mut offset = 0usize;
+    let mut pads = 0usize;
+    let overflow = || Error::argument("the tensors exceed this machine's address space");
+    let mut entry = |name: &str, dtype: &str, shape: &[usize], start: usize, end: usize| {
+        let name = serde_json::Value::from(name);
+        json.push_str(&format!(
+            ",{name}:{{\"dtype\":\"{dtype}\",\"shape\":{shape:?},\"data_offsets\":[{start},{end}]}}"
+        ));
+    };
+    for (i, spec) in specs.iter().enumerate() {
+        if spec.name.starts_with(PAD_PREFIX) || spec.name == "__metadata__" {
+            return Err(Error::argument(format!(
+                "tensor name {:?} is reserved",
+                spec.name
+            )));
+        }
+        if !names.insert(spec.name.as_str()) {
+            return Err(Error::argument(format!(
+                "tensor {:?} is declared twice",
+                spec.name
+            )));
+        }
+        let bytes = spec.bytes()?;
+        let end = offset.checked_add(bytes).ok_or_else(overflow)?;
+        let dtype = serde_json::to_value(spec.dtype)
+            .ok()
+            .and_then(|v| v.as_str().map(str::to_string))
+            .ok_or_else(|| {
+                Error::argument(format!("tensor {:?} has no writable type", spec.name))
+            })?;
+        entry(&spec.name, &dtype, &spec.shape, offset, end);
+        offset = end;
+        let next = end
+            .checked_next_multiple_of(ALIGNMENT)
+            .ok_or_else(overflow)?;
+        let pad = if i + 1 < specs.len() { next - end } else { 0 };
+        if pad > 0 {
+            entry(&format!("{PAD_PREFIX}{pads}"), "U8", &[pad], end, next);
+            pads += 1;
+            offset = next;
+        }
+        queue.push((spec.name.clone(), bytes, pad));
+    }
+    json.push('}');
+    let mut json = json.into_bytes();
+    // The data starts after 8 bytes of length and the header.
+    json.resize((json.len() + 8).next_multiple_of(ALIGNMENT) - 8, b' ');
+    if json.len() as u64 > MAX_HEADER_BYTES {
+        return Err(Error::argument(
+            "too many tensors or attribute columns for one table",
+        ));
+    }
+    queue.reverse();
+    Ok((json, queue))
+}
+
+enum Column {
+    /// One code per item.
+    Single(Vec<u32>),
+    /// Codes of item `i` are at `offsets[i]..offsets[i + 1]`.
+    List { offsets: Vec<u64>, codes: Vec<u32> },
+}
+
+struct Attribute {
+    name: String,
+    values: Vec<String>,
+    column: Column,
+}
+
+/// Everything that goes into `items.safetensors`. Borrows the vectors; they are encoded while
+/// they are written.
+pub struct ItemTableBuilder<'a> {
+    dim: usize,
+    scheme: Scheme,
+    keys: Vec<&'a str>,
+    vectors: &'a [f32],
+    bias: Option<&'a [f32]>,
+    popularity: Option<&'a [f32]>,
+    attributes: Vec<Attribute>,
+}
+
+impl<'a> ItemTableBuilder<'a> {
+    /// A table of `keys.len()` items.
+    ///
+    /// # Shapes
+    /// `vectors` is row-major `[N, dim]`; `dim` is a multiple of 16 up to 1024.
+    ///
+    /// # Errors
+    /// [`Error::EmptyTable`], [`Error::InvalidArgument`], [`Error::Length`],
+    /// [`Error::NonFinite`].
+    pub fn new<S: AsRef<str>>(
+        dim: usize,
+        scheme: Scheme,
+        keys: &'a [S],
+        vectors: &'a [f32],
+    ) -> Result<Self> {
+        if dim == 0 || dim > MAX_DIM || !dim.is_multiple_of(16) {
+            return Err(Error::argument(format!(
+                "dim is {dim}, expected a multiple of 16 up to {MAX_DIM}"
+            )));
+        }
+        if keys.is_empty() {
+            return Err(Error::EmptyTable);
+        }
+        if u32::try_from(keys.len()).is_err() {
+            return Err(Error::argument(
+                "an item table holds at most 2^32 - 1 items",
+            ));
+        }
+        check_len("vectors", keys.len().saturating_mul(dim), vectors.len())?;
+        if let Some(i) = vectors.iter().position(|x| !x.is_finite()) {
+            return Err(Error::NonFinite {
+                what: "vectors".into(),
+                row: i / dim,
+            });
+        }
+        Ok(ItemTableBuilder {
+            dim,
+            scheme,
+            keys: keys.iter().map(AsRef::as_ref).collect(),
+            vectors,
+            bias: None,
+            popularity: None,
+            attributes: Vec::new(),
+        })
+    }
+
+    /// Adds `bias` `[N]`, a number added to each item's score.
+    ///
+    /// # Errors
+    /// [`Error::Length`], [`Error::NonFinite`].
+    pub fn bias(mut self, bias: &'a [f32]) -> Result<Self> {
+        self.check_column("bias", bias)?;
+        self.bias = Some(bias);
+        Ok(self)
+    }
+
+    /// Adds `popularity` `[N]`, each item's share of the training interactions.
+    ///
+    /// # Errors
+    /// [`Error::Length`], [`Error::NonFinite`].
+    pub fn popularity(mut self, popularity: &'a [f32]) -> Result<Self> {
+        self.check_column("popularity", popularity)?;
+        self.popularity = Some(popularity);
+        Ok(self)
+    }
+
+    /// Adds an attribute with at most one value per item.
+    ///
+    /// # Errors
+    /// [`Error::Length`]; [`Error::InvalidArgument`] for a bad name or one given twice.
+    pub fn attribute<S: AsRef<str>>(mut self, name: &str, values: &[Option<S>]) -> Result<Self> {
+        check_len(name, self.keys.len(), values.len())?;
+        let mut dictionary = Dictionary::default();
+        let mut codes = Vec::with_capacity(values.len());
+        for value in values {
+            codes.push(match value {
+                Some(value) => dictionary.code(value.as_ref())?,
+                None => NO_VALUE,
+            });
+        }
+        self.push_attribute(name, dictionary, Column::Single(codes))?;
+        Ok(self)
+    }
+
+    /// Adds an attribute with any number of values per item.
+    ///
+    /// # Errors
+    /// As [`ItemTableBuilder::attribute`].
+    pub fn list_attribute<S: AsRef<str>>(mut self, name: &str, values: &[Vec<S>]) -> Result<Self> {
+        check_len(name, self.keys.len(), values.len())?;
+        let mut dictionary = Dictionary::default();
+        let mut codes = Vec::new();
+        let mut offsets = vec![0u64];
+        for list in values {
+            for value in list {
+                codes.push(dictionary.code(value.as_ref())?);
+            }
+            offsets.push(codes.len() as u64);
+        }
+        self.push_attribute(name, dictionary, Column::List { offsets, codes })?;
+        Ok(self)
+    }
+
+    /// Number of items.
+    pub fn items(&self) -> usize {
+        self.keys.len()
+    }
+
+    /// Encodes and writes the table to `path`, which must not exist.
+    ///
+    /// # Errors
+    /// [`Error::DuplicateKey`]; [`Error::InvalidArgument`] for an empty or overlong key;
+    /// [`Error::NonFinite`] for a value that the scheme cannot hold; [`Error::Io`].
+    pub fn write(&self, path: impl AsRef<Path>) -> Result<FileInfo> {
+        let n = self.keys.len();
+        let order = self.sorted_rows()?;
+        let key_bytes: usize = self.keys.iter().map(|k| k.len()).sum();
+
+        let mut specs = vec![TensorSpec::new("codes", self.scheme.dtype(), [n, self.dim])];
+        let mut declare =
+            |name: &str, dtype, len: usize| specs.push(TensorSpec::new(name, dtype, [len]));
+        if self.scheme == Scheme::Int8 {
+            declare("scales", Dtype::F32, n);
+        }
+        if self.bias.is_some() {
+            declare("bias", Dtype::F32, n);
+        }
+        if self.popularity.is_some() {
+            declare("popularity", Dtype::F32, n);
+        }
+        declare("ids.offsets", Dtype::U64, n + 1);
+        declare("ids.order", Dtype::U32, n);
+        declare("ids.bytes", Dtype::U8, key_bytes);
+        for a in &self.attributes {
+            let name = format!("attr.{}", a.name);
+            match &a.column {
+                Column::Single(codes) => declare(&name, Dtype::U32, codes.len()),
+                Column::List { offsets, codes } => {
+                    declare(&format!("{name}.offsets"), Dtype::U64, offsets.len());
+                    declare(&name, Dtype::U32, codes.len());
+                }
+            }
+            declare(
+                &format!("{name}.values.offsets"),
+                Dtype::U64,
+                a.values.len() + 1,
+            );
+            let bytes = a.values.iter().map(String::len).sum();
+            declare(&format!("{name}.values.bytes"), Dtype::U8, bytes);
+        }
+
+        let mut out = TensorWriter::create(path, &specs)?;
+        let scales = self.write_codes(&mut out)?;
+        if self.scheme == Scheme::Int8 {
+            out.write("scales", bytemuck::cast_slice(&scales))?;
+        }
+        if let Some(bias) = self.bias {
+            out.write("bias", bytemuck::cast_slice(bias))?;
+        }
+        if let Some(popularity) = self.popularity {
+            out.write("popularity", bytemuck::cast_slice(popularity))?;
+        }
+        write_offsets(&mut out, "ids.offsets", self.keys.iter().map(|k| k.len()))?;
+        out.write("ids.order", bytemuck::cast_slice(&order))?;
+        for key in &self.keys {
+            out.write("ids.bytes", key.as_bytes())?;
+        }
+        for a in &self.attributes {
+            let name = format!("attr.{}", a.name);
+            let codes = match &a.column {
+                Column::Single(codes) => codes,
+                Column::List { offsets, codes } => {
+                    out.write(&format!("{name}.offsets"), bytemuck::cast_slice(offsets))?;
+                    codes
+                }
+            };
+            out.write(&name, bytemuck::cast_slice(codes))?;
+            let lengths = a.values.iter().map(String::len);
+            write_offsets(&mut out, &format!("{name}.values.offsets"), lengths)?;
+            for value in &a.values {
+                out.write(&format!("{name}.values.bytes"), value.as_bytes())?;
+            }
+        }
+        out.finish()
+    }
+
+    /// Encodes row by row; returns the scales of the int8 scheme.
+    fn write_codes(&self, out: &mut TensorWriter) -> Result<Vec<f32>> {
+        let mut scales = Vec::new();
+        let mut codes = vec![0i8; self.dim];
+        let mut halves = vec![half::f16::ZERO; self.dim];
+        for (row, x) in self.vectors.chunks_exact(self.dim).enumerate() {
+            match self.scheme {
+                Scheme::F32 => out.write("codes", bytemuck::cast_slice(x))?,
+                Scheme::F16 => {
+                    quant::f16::encode(x, &mut halves).map_err(|_| Error::NonFinite {
+                        what: "vectors (as f16)".into(),
+                        row,
+                    })?;
+                    for h in &halves {
+                        out.write("codes", &h.to_bits().to_le_bytes())?;
+                    }
+                }
+                Scheme::Int8 => {
+                    scales.push(quant::int8::encode(x, &mut codes));
+                    out.write("codes", bytemuck::cast_slice(&codes))?;
+                }
+            }
+        }
+        Ok(scales)
+    }
+
+    /// Rows in the byte order of their keys.
+    fn sorted_rows(&self) -> Result<Vec<u32>> {
+        for key in &self.keys {
+            check_key(key)?;
+        }
+        let mut order: Vec<u32> = (0..self.keys.len() as u32).collect();
+        let key = |row: u32| self.keys[row as usize];
+        order.sort_unstable_by(|&a, &b| key(a).as_bytes().cmp(key(b).as_bytes()).then(a.cmp(&b)));
+        if let Some(pair) = order.windows(2).find(|w| key(w[0]) == key(w[1])) {
+            return Err(Error::DuplicateKey {
+                key: key(pair[0]).to_string(),
+                first: pair[0] as usize,
+                second: pair[1] as usize,
+            });
+        }
+        Ok(order)
+    }
+
+    fn check_column(&self, what: &str, values: &[f32]) -> Result<()> {
+        check_len(what, self.keys.len(), values.len())?;
+        match values.iter().position(|x| !x.is_finite()) {
+            Some(row) => Err(Error::NonFinite {
+                what: what.into(),
+                row,
+            }),
+            None => Ok(()),
+        }
+    }
+
+    fn push_attribute(&mut self, name: &str, dictionary: Dictionary, column: Column) -> Result<()> {
+        if !is_name(name) {
+            return Err(Error::argument(format!(
+                "attribute name {name:?} is empty, too long or holds a dot or control character"
+            )));
+        }
+        if self.attributes.iter().any(|a| a.name == name) {
+            return Err(Error::argument(format!(
+                "attribute {name:?} is given twice"
+            )));
+        }
+        self.attributes.push(Attribute {
+            name: name.to_string(),
+            values: dictionary.values,
+            column,
+        });
+        Ok(())
+    }
+}
+
+fn check_len(what: &str, expected: usize, got: usize) -> Result<()> {
+    if expected == got {
+        return Ok(());
+    }
+    Err(Error::Length {
+        what: what.to_string(),
+        expected,
+        got,
+    })
+}
+
+fn write_offsets(
+    out: &mut TensorWriter,
+    name: &str,
+    lengths: impl Iterator<Item = usize>,
+) -> Result<()> {
+    let mut offset = 0u64;
+    out.write(name, &offset.to_le_bytes())?;
+    for length in lengths {
+        offset += length as u64;
+        out.write(name, &offset.to_le_bytes())?;
+    }
+    Ok(())
+}
+
+/// Attribute values in order of first use.
+#[derive(Default)]
+struct Dictionary {
+    codes: HashMap<String, u32>,
+    values: Vec<String>,
+}
+
+impl Dictionary {
+    fn code(&mut self, value: &str) -> Result<u32> {
+        if let Some(&code) = self.codes.get(value) {
+            return Ok(code);
+        }
+        let code = self.values.len() as u32;
+        if code == NO_VALUE {
+            return Err(Error::argument("an attribute has too many distinct values"));
+        }
+        self.codes.insert(value.to_string(), code);
+        self.values.push(value.to_string());
+        Ok(code)
+    }
+}
+
+/// Writes a bundle under a temporary name beside its destination and renames it into place.
+///
+/// Dropping it unfinished removes everything it wrote.
+pub struct BundleWriter {
+    dest: PathBuf,
+    temp: tempfile::TempDir,
+    files: BTreeMap<String, FileInfo>,
+    /// Items, dim and scheme of the table, once written.
+    table: Option<(usize, usize, Scheme)>,
+}
+
+impl BundleWriter {
+    /// Starts a bundle that will appear as folder `dest`.
+    ///
+    /// # Errors
+    /// [`Error::NotABundle`] if `dest` exists and is anything but a bundle, [`Error::Io`].
+    pub fn create(dest: impl AsRef<Path>) -> Result<Self> {
+        let dest = dest.as_ref();
+        check_destination(dest)?;
+        let name = dest
+            .file_name()
+            .ok_or_else(|| Error::argument("the destination has no file name"))?;
+        let temp = tempfile::Builder::new()
+            .prefix(&format!(".{}.", name.to_string_lossy()))
+            .suffix(".tmp")
+            .tempdir_in(parent(dest))
+            .map_err(|e| Error::io("create a temporary folder beside", dest, e))?;
+        Ok(BundleWriter {
+            dest: dest.to_path_buf(),
+            temp,
+            files: BTreeMap::new(),
+            table: None,
+        })
+    }
+
+    /// Writes file `name`, for instance a tower.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for a name that is not plain, reserved or given twice;
+    /// [`Error::Io`].
+    pub fn write_file(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
+        if !is_file_name(name) || name.starts_with(MANIFEST_FILE) || name == ITEMS_FILE {
+            return Err(Error::argument(format!(
+                "{name:?} cannot name a file of a bundle: use ASCII letters, digits, '.', '_', '-'"
+            )));
+        }
+        if self.files.contains_key(name) {
+            return Err(Error::argument(format!("file {name:?} is given twice")));
+        }
+        let path = self.temp.path().join(name);
+        write_synced(&path, bytes)?;
+        let info = FileInfo {
+            bytes: bytes.len() as u64,
+            sha256: hex(&Sha256::digest(bytes)),
+        };
+        self.files.insert(name.to_string(), info);
+        Ok(())
+    }
+
+    /// Writes the item table.
+    ///
+    /// # Errors
+    /// As [`ItemTableBuilder::write`]; [`Error::InvalidArgument`] if called twice.
+    pub fn table(&mut self, table: &ItemTableBuilder<'_>) -> Result<()> {
+        if self.table.is_some() {
+            return Err(Error::argument("the item table is given twice"));
+        }
+        let info = table.write(self.temp.path().join(ITEMS_FILE))?;
+        self.files.insert(ITEMS_FILE.to_string(), info);
+        self.table = Some((table.items(), table.dim, table.scheme));
+        Ok(())
+    }
+
+    /// Fills in `items`, `table` and `files` of `manifest`, opens the result as a device would,
+    /// and only then renames it into place. An older bundle at the destination is replaced;
+    /// whoever has it open keeps reading the old one.
+    ///
+    /// # Errors
+    /// [`Error::EmptyTable`] without a table, [`Error::Manifest`] if the manifest contradicts
+    /// itself or the table, [`Error::Io`].
+    pub fn finish(self, mut manifest: Manifest) -> Result<Bundle> {
+        let (items, dim, scheme) = self.table.ok_or(Error::EmptyTable)?;
+        if manifest.dim != dim {
+            return Err(Error::Length {
+                what: "item vector (dim of the table against the manifest)".into(),
+                expected: manifest.dim,
+                got: dim,
+            });
+        }
+        manifest.items = items;
+        manifest.table = TableInfo { scheme };
+        manifest.files = self.files;
+        let path = self.temp.path().join(MANIFEST_FILE);
+        manifest.check(&path)?;
+        write_synced(&path, &manifest.to_json()?)?;
+        sync_folder(self.temp.path())?;
+        drop(Bundle::open(self.temp.path())?);
+
+        check_destination(&self.dest)?;
+        let aside = if self.dest.exists() {
+            // An empty folder of a fresh name; on every platform the old bundle can move into it.
+            let holder = tempfile::Builder::new()
+                .prefix(".replaced.")
+                .tempdir_in(parent(&self.dest))
+                .map_err(|e| Error::io("create a temporary folder beside", &self.dest, e))?;
+            let old = holder.path().join("old");
+            std::fs::rename(&self.dest, &old)
+                .map_err(|e| Error::io("move aside", &self.dest, e))?;
+            Some((holder, old))
+        } else {
+            None
+        };
+        if let Err(e) = std::fs::rename(self.temp.path(), &self.dest) {
+            if let Some((_, old)) = &aside {
+                let _ = std::fs::rename(old, &self.dest);
+            }
+            return Err(Error::io("rename the new bundle to", &self.dest, e));
+        }
+        // The folder has moved: nothing is left to remove under the temporary name.
+        let _ = self.temp.keep();
+        sync_folder(parent(&self.dest))?;
+        Bundle::open(&self.dest)
+    }
+}
+
+fn parent(path: &Path) -> &Path {
+    match path.parent() {
+        Some(p) if !p.as_os_str().is_empty() => p,
+        _ => Path::new("."),
+    }
+}
+
+/// A destination is free, or an older bundle (of any format version).
+fn check_destination(dest: &Path) -> Result<()> {
+    match std::fs::symlink_metadata(dest) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(e) => Err(Error::io("look at", dest, e)),
+        Ok(_) => match super::read_manifest(dest) {
+            Ok(_) | Err(Error::UnsupportedFormat { .. } | Error::UnsupportedScheme { .. }) => {
+                Ok(())
+            }
+            Err(_) => Err(Error::NotABundle {
+                path: dest.to_path_buf(),
+                reason: "it exists and has no readable manifest, so it will not be replaced".into(),
+            }),
+        },
+    }
+}
+
+fn write_synced(path: &Path, bytes: &[u8]) -> Result<()> {
+    let mut file = File::create_new(path).map_err(|e| Error::io("create", path, e))?;
+    file.write_all(bytes)
+        .and_then(|()| file.sync_all())
+        .map_err(|e| Error::io("write", path, e))
+}
+
+/// Makes renames in `folder` durable, where the platform can.
+fn sync_folder(folder: &Path) -> Result<()> {
+    if cfg!(unix) {
+        File::open(folder)
+            .and_then(|f| f.sync_all())
+            .map_err(|e| Error::io("sync", folder, e))?;
+    }
+    Ok(())
+}
+
+/// Writes `bytes` to a temporary file beside `path`, syncs it and renames it to `path`.
+pub(crate) fn replace_file(path: &Path, bytes: &[u8]) -> Result<()> {
+    let mut file = tempfile::NamedTempFile::new_in(parent(path))
+        .map_err(|e| Error::io("create a temporary file beside", path, e))?;
+    file.write_all(bytes)
+        .and_then(|()| file.as_file().sync_all())
+        .map_err(|e| Error::io("write", path, e))?;
+    file.persist(path)
+        .map_err(|e| Error::io("rename into place", path, e.error))?;
+    sync_folder(parent(path))
+}

@@ -1,0 +1,299 @@
+//! Running towers: one trait, one file per engine.
+
+#[cfg(feature = "tract")]
+mod tract;
+
+use std::path::Path;
+
+use crate::bundle::Manifest;
+use crate::error::{Error, Result};
+use crate::id::Row;
+use crate::table::ItemTable;
+
+/// One named input of a tower.
+#[derive(Debug, Clone, Copy)]
+pub struct Input<'a> {
+    /// Name of the graph input.
+    pub name: &'a str,
+    /// Row-major shape; its product is the number of values.
+    pub shape: &'a [usize],
+    /// The values.
+    pub data: InputData<'a>,
+}
+
+/// Values of an [`Input`].
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub enum InputData<'a> {
+    /// 32-bit floats.
+    F32(&'a [f32]),
+    /// 64-bit integers.
+    I64(&'a [i64]),
+}
+
+/// A network with named inputs and one f32 output `[B, D]`.
+pub trait Tower: Send {
+    /// Runs the network; the result is the output in row-major order.
+    ///
+    /// # Errors
+    /// [`Error::Engine`] if names, types or shapes do not fit the graph, or the engine fails.
+    fn run(&mut self, inputs: &[Input<'_>]) -> Result<Vec<f32>>;
+}
+
+/// Loads an ONNX file with the engine of this build; `output` is the expected output name.
+#[cfg(feature = "tract")]
+pub(crate) fn load(path: &Path, output: &str) -> Result<Box<dyn Tower>> {
+    Ok(Box::new(tract::TractTower::load(path, output)?))
+}
+
+/// No engine in this build.
+#[cfg(not(feature = "tract"))]
+pub(crate) fn load(path: &Path, _output: &str) -> Result<Box<dyn Tower>> {
+    Err(Error::EngineUnavailable {
+        file: file_name(path),
+    })
+}
+
+pub(crate) fn file_name(path: &Path) -> String {
+    path.file_name()
+        .map(|n| n.to_string_lossy().into_owned())
+        .unwrap_or_default()
+}
+
+/// Most histories or items per run.
+const BATCH: usize = 32;
+
+/// Most f32 values per input of one run (16 MiB).
+const BATCH_VALUES: usize = 1 << 22;
+
+/// Turns histories into user vectors.
+pub struct UserTower {
+    tower: Box<dyn Tower>,
+    file: String,
+    dim: usize,
+    window: usize,
+    behaviors: usize,
+}
+
+impl UserTower {
+    pub(crate) fn new(tower: Box<dyn Tower>, manifest: &Manifest, file: &str) -> Self {
+        UserTower {
+            tower,
+            file: file.to_string(),
+            dim: manifest.dim,
+            window: manifest.window,
+            behaviors: manifest.behaviors.len(),
+        }
+    }
+
+    /// L: events of a history that are looked at, the latest ones.
+    pub fn window(&self) -> usize {
+        self.window
+    }
+
+    /// User vectors of many histories, in batches of up to 32.
+    ///
+    /// A history is a list of (row, behavior id), oldest first; of a long one the last L events
+    /// count, an empty one gives the tower's prior.
+    ///
+    /// # Shapes
+    /// The result is row-major `[histories.len(), D]`.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for rows or behaviors out of range, [`Error::Engine`].
+    pub fn encode<H: AsRef<[(Row, i64)]>>(
+        &mut self,
+        table: &ItemTable,
+        histories: &[H],
+    ) -> Result<Vec<f32>> {
+        if table.dim() != self.dim {
+            return Err(Error::Length {
+                what: "item vector".into(),
+                expected: self.dim,
+                got: table.dim(),
+            });
+        }
+        let (l, d) = (self.window, self.dim);
+        let batch = batch_size(histories.len(), l * d);
+        let mut out = Vec::new();
+        for part in histories.chunks(batch) {
+            // A last, shorter batch is filled up with empty histories: the plan for this
+            // batch size exists already.
+            let mut items = vec![0.0f32; batch * l * d];
+            let mut behaviors = vec![0i64; batch * l];
+            let mut mask = vec![0.0f32; batch * l];
+            for (b, history) in part.iter().enumerate() {
+                let history = history.as_ref();
+                let recent = &history[history.len().saturating_sub(l)..];
+                let pad = l - recent.len();
+                for (i, &(row, behavior)) in recent.iter().enumerate() {
+                    let at = b * l + pad + i;
+                    if !usize::try_from(behavior).is_ok_and(|x| x < self.behaviors) {
+                        return Err(Error::argument(format!(
+                            "behavior id {behavior} is beyond the vocabulary of {}",
+                            self.behaviors
+                        )));
+                    }
+                    table.decode(row, &mut items[at * d..(at + 1) * d])?;
+                    behaviors[at] = behavior;
+                    mask[at] = 1.0;
+                }
+            }
+            let result = self.tower.run(&[
+                Input {
+                    name: "items",
+                    shape: &[batch, l, d],
+                    data: InputData::F32(&items),
+                },
+                Input {
+                    name: "behaviors",
+                    shape: &[batch, l],
+                    data: InputData::I64(&behaviors),
+                },
+                Input {
+                    name: "mask",
+                    shape: &[batch, l],
+                    data: InputData::F32(&mask),
+                },
+            ])?;
+            check_output(&self.file, &result, batch * d)?;
+            out.extend_from_slice(&result[..part.len() * d]);
+        }
+        Ok(out)
+    }
+}
+
+/// Turns an item's features into an item vector.
+pub struct FusionTower {
+    tower: Box<dyn Tower>,
+    file: String,
+    dim: usize,
+    modalities: Vec<(String, usize)>,
+}
+
+impl FusionTower {
+    pub(crate) fn new(tower: Box<dyn Tower>, manifest: &Manifest, file: &str) -> Self {
+        FusionTower {
+            tower,
+            file: file.to_string(),
+            dim: manifest.dim,
+            modalities: manifest
+                .modalities
+                .iter()
+                .map(|m| (m.name.clone(), m.dim))
+                .collect(),
+        }
+    }
+
+    /// Names and dims of the inputs, in the order `encode` takes them.
+    pub fn modalities(&self) -> &[(String, usize)] {
+        &self.modalities
+    }
+
+    /// Item vectors of `items` items, in batches of up to 32.
+    ///
+    /// # Shapes
+    /// `features` has one row-major `[items, D_m]` slice per modality in the manifest's order,
+    /// `present` is `[items, M]` with 1 where an item has the modality (features of absent ones
+    /// should be 0). The result is row-major `[items, D]`.
+    ///
+    /// # Errors
+    /// [`Error::Length`], [`Error::NonFinite`], [`Error::Engine`].
+    pub fn encode(
+        &mut self,
+        items: usize,
+        features: &[&[f32]],
+        present: &[f32],
+    ) -> Result<Vec<f32>> {
+        let m = self.modalities.len();
+        check_len("features (one slice per modality)", m, features.len())?;
+        check_len("present", items.saturating_mul(m), present.len())?;
+        for ((name, dim), values) in self.modalities.iter().zip(features) {
+            check_len(name, items.saturating_mul(*dim), values.len())?;
+            if let Some(i) = values.iter().position(|x| !x.is_finite()) {
+                return Err(Error::NonFinite {
+                    what: name.clone(),
+                    row: i / dim,
+                });
+            }
+        }
+        if present.iter().any(|&p| p != 0.0 && p != 1.0) {
+            return Err(Error::argument("present holds a value other than 0 and 1"));
+        }
+        let widest = self.modalities.iter().map(|(_, d)| *d).max().unwrap_or(1);
+        let batch = batch_size(items, widest);
+        let mut out = Vec::new();
+        let mut first = 0;
+        while first < items {
+            let n = batch.min(items - first);
+            let padded = |values: &[f32], width: usize| {
+                let mut part = vec![0.0f32; batch * width];
+                part[..n * width].copy_from_slice(&values[first * width..(first + n) * width]);
+                part
+            };
+            let parts: Vec<(Vec<f32>, [usize; 2])> = self
+                .modalities
+                .iter()
+                .zip(features)
+                .map(|((_, dim), values)| (padded(values, *dim), [batch, *dim]))
+                .collect();
+            let flags = padded(present, m);
+            let mut inputs: Vec<Input<'_>> = self
+                .modalities
+                .iter()
+                .zip(&parts)
+                .map(|((name, _), (values, shape))| Input {
+                    name,
+                    shape,
+                    data: InputData::F32(values),
+                })
+                .collect();
+            let shape = [batch, m];
+            inputs.push(Input {
+                name: "present",
+                shape: &shape,
+                data: InputData::F32(&flags),
+            });
+            let result = self.tower.run(&inputs)?;
+            check_output(&self.file, &result, batch * self.dim)?;
+            out.extend_from_slice(&result[..n * self.dim]);
+            first += n;
+        }
+        Ok(out)
+    }
+}
+
+fn batch_size(wanted: usize, values_each: usize) -> usize {
+    wanted
+        .min(BATCH)
+        .min(BATCH_VALUES / values_each.max(1))
+        .max(1)
+}
+
+fn check_len(what: &str, expected: usize, got: usize) -> Result<()> {
+    if expected == got {
+        return Ok(());
+    }
+    Err(Error::Length {
+        what: what.to_string(),
+        expected,
+        got,
+    })
+}
+
+fn check_output(file: &str, values: &[f32], expected: usize) -> Result<()> {
+    let reason = if values.len() != expected {
+        format!(
+            "the output has {} values, expected {expected}",
+            values.len()
+        )
+    } else if values.iter().any(|x| !x.is_finite()) {
+        "the output holds a value that is not finite".to_string()
+    } else {
+        return Ok(());
+    };
+    Err(Error::Engine {
+        file: file.to_string(),
+        reason,
+    })
+}

@@ -1,0 +1,33 @@
+#![doc = include_str!("../README.md")]
+#![deny(unsafe_code)]
+
+#[cfg(target_endian = "big")]
+compile_error!(
+    "bundles are little-endian and read in place; big-endian machines are not supported"
+);
+
+pub mod bundle;
+pub mod engine;
+mod error;
+mod history;
+mod id;
+pub mod kernel;
+pub mod quant;
+mod recommendation;
+pub mod session;
+mod table;
+mod topk;
+
+pub use bundle::{
+    Bundle, BundleWriter, ItemTableBuilder, LoadMode, Manifest, OpenOptions, TensorSpec,
+    TensorWriter,
+};
+pub use engine::{FusionTower, Input, InputData, Tower, UserTower};
+pub use error::{Error, Result};
+pub use history::{Event, History, MAX_HISTORY, Recorded};
+pub use id::{MAX_KEY_BYTES, MAX_NAME_BYTES, Row};
+pub use quant::Scheme;
+pub use recommendation::{Because, Query, Ranking, Recommendation};
+pub use session::{ProbeReport, Session, SessionOptions, score_histories};
+pub use table::{ItemTable, Metric};
+pub use topk::Scored;

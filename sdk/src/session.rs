@@ -1,0 +1,380 @@
+//! One user on one device: history in, recommendations out.
+
+use std::path::Path;
+
+use crate::bundle::Bundle;
+use crate::engine::{Tower, UserTower};
+use crate::error::{Error, Result};
+use crate::history::{Event, History, Recorded};
+use crate::id::Row;
+use crate::recommendation::{Because, Query, Ranking, Recommendation};
+use crate::table::{Metric, dot};
+use crate::topk::{Scored, best_first};
+
+/// History items named per recommendation.
+const MAX_BECAUSE: usize = 3;
+
+/// Settings of a [`Session`].
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub struct SessionOptions {
+    /// Most events kept, 1 to 4096; default 512. Items of kept events count as seen; the
+    /// tower looks at the latest `window` events of known items.
+    pub max_history: usize,
+}
+
+impl Default for SessionOptions {
+    fn default() -> Self {
+        SessionOptions { max_history: 512 }
+    }
+}
+
+impl SessionOptions {
+    /// Sets the number of events kept.
+    pub fn max_history(mut self, events: usize) -> Self {
+        self.max_history = events;
+        self
+    }
+}
+
+/// A user's history together with a bundle.
+///
+/// The user tower is loaded when first needed, the user vector is kept until the next event.
+/// A session is `Send`; share the [`Bundle`] between threads, give each its own session.
+pub struct Session {
+    bundle: Bundle,
+    history: History,
+    /// Row and behavior id per event of `history`, or `None` if the table lacks the item.
+    known: Vec<Option<(Row, i64)>>,
+    tower: Option<UserTower>,
+    vector: Option<Vec<f32>>,
+}
+
+impl std::fmt::Debug for Session {
+    // Not the history: debug output ends up in logs.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Session")
+            .field("bundle", &self.bundle)
+            .field("events", &self.history.len())
+            .finish()
+    }
+}
+
+impl Session {
+    /// A session without history.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for bad options.
+    pub fn new(bundle: &Bundle, options: SessionOptions) -> Result<Self> {
+        Ok(Session {
+            bundle: bundle.clone(),
+            history: History::new(options.max_history)?,
+            known: Vec::new(),
+            tower: None,
+            vector: None,
+        })
+    }
+
+    /// A session that uses `tower` instead of loading the bundle's: for hosts with an engine
+    /// of their own, and for tests. Its inputs and output are those of the user tower.
+    ///
+    /// # Errors
+    /// As [`Session::new`].
+    pub fn with_tower(
+        bundle: &Bundle,
+        tower: Box<dyn Tower>,
+        options: SessionOptions,
+    ) -> Result<Self> {
+        let mut session = Self::new(bundle, options)?;
+        session.tower = Some(UserTower::new(tower, bundle.manifest(), "(host)"));
+        Ok(session)
+    }
+
+    /// A session with the history of a snapshot. The snapshot may come from another version of
+    /// the bundle: keys are looked up anew, and a behavior that is gone becomes `any`.
+    ///
+    /// # Errors
+    /// As [`History::load`].
+    pub fn restore(
+        bundle: &Bundle,
+        path: impl AsRef<Path>,
+        options: SessionOptions,
+    ) -> Result<Self> {
+        let mut session = Self::new(bundle, options)?;
+        session.history = History::load(path, options.max_history)?;
+        let table = bundle.table();
+        for event in session.history.events() {
+            let behavior = event.behavior.as_deref();
+            let behavior = behavior
+                .and_then(|b| bundle.manifest().behavior_id(b))
+                .unwrap_or(0);
+            session
+                .known
+                .push(table.find(&event.item)?.map(|row| (row, behavior)));
+        }
+        Ok(session)
+    }
+
+    /// The bundle.
+    pub fn bundle(&self) -> &Bundle {
+        &self.bundle
+    }
+
+    /// The events so far.
+    pub fn history(&self) -> &History {
+        &self.history
+    }
+
+    /// Adds an event.
+    ///
+    /// # Errors
+    /// [`Error::UnknownBehavior`], [`Error::InvalidArgument`] for an empty or overlong key,
+    /// [`Error::CorruptTensor`]. The history is unchanged then.
+    pub fn record(&mut self, event: Event) -> Result<Recorded> {
+        let manifest = self.bundle.manifest();
+        let behavior = match &event.behavior {
+            None => 0,
+            Some(name) => manifest
+                .behavior_id(name)
+                .ok_or_else(|| Error::UnknownBehavior {
+                    got: name.chars().take(64).collect(),
+                    known: manifest.behaviors.clone(),
+                })?,
+        };
+        let row = self.bundle.table().find(&event.item)?;
+        if self.history.push(event)? && !self.known.is_empty() {
+            self.known.remove(0);
+        }
+        self.known.push(row.map(|row| (row, behavior)));
+        // An unknown item can push a known one out, so the vector goes in either case.
+        self.vector = None;
+        Ok(match row {
+            Some(_) => Recorded::Known,
+            None => {
+                self.history.count_unknown();
+                Recorded::UnknownItem
+            }
+        })
+    }
+
+    /// The user vector `[D]` of the present history; for an empty one, the tower's prior.
+    ///
+    /// # Errors
+    /// [`Error::MissingTower`], [`Error::EngineUnavailable`], [`Error::Engine`].
+    pub fn user_vector(&mut self) -> Result<&[f32]> {
+        if self.vector.is_none() {
+            let events: Vec<(Row, i64)> = self.known.iter().copied().flatten().collect();
+            if self.tower.is_none() {
+                self.tower = Some(self.bundle.load_user_tower()?);
+            }
+            if let Some(tower) = &mut self.tower {
+                self.vector = Some(tower.encode(self.bundle.table(), &[events])?);
+            }
+        }
+        Ok(self.vector.as_deref().unwrap_or_default())
+    }
+
+    /// The best items for this user.
+    ///
+    /// If the bundle has no user tower and no event of a known item was recorded, items are
+    /// ranked by popularity, provided that the table has it.
+    ///
+    /// # Errors
+    /// As [`Session::user_vector`]; [`Error::InvalidArgument`] for `k` = 0.
+    pub fn recommend(&mut self, query: &Query) -> Result<Vec<Recommendation>> {
+        let table = self.bundle.table().clone();
+        let mut exclude = Vec::new();
+        for key in &query.exclude {
+            exclude.extend(table.find(key)?);
+        }
+        if !query.include_seen {
+            exclude.extend(self.known.iter().flatten().map(|(row, _)| row));
+        }
+        if self.ranks_by_popularity()
+            && let Some(best) = table.most_popular(query.k, &exclude)?
+        {
+            return self.describe(&best, query.explain);
+        }
+        let best = table.top_k(self.user_vector()?, query.k, &exclude)?;
+        self.describe(&best, query.explain)
+    }
+
+    /// Scores given candidates for this user, best first; each counts once. Seen items are
+    /// not left out.
+    ///
+    /// # Errors
+    /// As [`Session::user_vector`].
+    pub fn rank(&mut self, candidates: &[&str]) -> Result<Ranking> {
+        let table = self.bundle.table().clone();
+        let mut ranking = Ranking::default();
+        let mut rows = Vec::new();
+        for key in candidates {
+            match table.find(key)? {
+                Some(row) => rows.push(row),
+                None => ranking.unknown.push((*key).to_string()),
+            }
+        }
+        rows.sort_unstable();
+        rows.dedup();
+        let popularity = table.popularity().filter(|_| self.ranks_by_popularity());
+        let mut scored = Vec::with_capacity(rows.len());
+        for row in rows {
+            let score = match popularity {
+                Some(p) => p.get(row as usize).copied().unwrap_or(0.0),
+                None => table.score(self.user_vector()?, row)?,
+            };
+            scored.push(Scored { row, score });
+        }
+        scored.sort_unstable_by(best_first);
+        ranking.ranked = self.describe(&scored, false)?;
+        Ok(ranking)
+    }
+
+    /// The `k` items most like `key` by cosine of the item vectors, without `key` itself. Does
+    /// not depend on the user.
+    ///
+    /// # Errors
+    /// [`Error::UnknownItem`], [`Error::InvalidArgument`] for `k` = 0.
+    pub fn similar(&self, key: &str, k: usize) -> Result<Vec<Recommendation>> {
+        let table = self.bundle.table();
+        let row = table.find(key)?.ok_or(Error::UnknownItem)?;
+        let best = table.top_k_by(Metric::Cosine, &table.vector(row)?, k, &[row])?;
+        self.describe(&best, false)
+    }
+
+    /// Saves the history; see [`History::save`].
+    ///
+    /// # Errors
+    /// As [`History::save`].
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+        self.history.save(path)
+    }
+
+    /// Forgets the history and the user vector, and deletes `snapshot` if given. A snapshot
+    /// that does not exist is not an error.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the file cannot be deleted; the memory is cleared nevertheless.
+    pub fn erase(&mut self, snapshot: Option<&Path>) -> Result<()> {
+        self.history.clear();
+        self.known = Vec::new();
+        self.vector = None;
+        match snapshot.map(|path| (path, std::fs::remove_file(path))) {
+            Some((path, Err(e))) if e.kind() != std::io::ErrorKind::NotFound => {
+                Err(Error::io("delete", path, e))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn ranks_by_popularity(&self) -> bool {
+        self.tower.is_none()
+            && !self.bundle.has_user_tower()
+            && self.known.iter().all(Option::is_none)
+            && self.bundle.table().popularity().is_some()
+    }
+
+    fn describe(&self, scored: &[Scored], explain: bool) -> Result<Vec<Recommendation>> {
+        let table = self.bundle.table();
+        let mut seen: Vec<(Row, Vec<f32>)> = Vec::new();
+        if explain {
+            let mut rows: Vec<Row> = self.known.iter().flatten().map(|(row, _)| *row).collect();
+            rows.sort_unstable();
+            rows.dedup();
+            for row in rows {
+                seen.push((row, table.vector(row)?));
+            }
+        }
+        scored
+            .iter()
+            .map(|s| {
+                Ok(Recommendation {
+                    item: table.key(s.row)?.to_string(),
+                    row: s.row,
+                    score: s.score,
+                    because: self.because(s.row, &seen)?,
+                })
+            })
+            .collect()
+    }
+
+    fn because(&self, row: Row, seen: &[(Row, Vec<f32>)]) -> Result<Vec<Because>> {
+        if seen.is_empty() {
+            return Ok(Vec::new());
+        }
+        let table = self.bundle.table();
+        let x = table.vector(row)?;
+        let mut close: Vec<Scored> = seen
+            .iter()
+            .filter(|(other, _)| *other != row)
+            .map(|(row, y)| Scored {
+                row: *row,
+                score: dot(&x, y),
+            })
+            .filter(|s| s.score > 0.0 && s.score.is_finite())
+            .collect();
+        let total: f32 = close.iter().map(|s| s.score).sum();
+        close.sort_unstable_by(best_first);
+        close.truncate(MAX_BECAUSE);
+        close
+            .into_iter()
+            .map(|s| {
+                Ok(Because {
+                    item: table.key(s.row)?.to_string(),
+                    share: s.score / total,
+                })
+            })
+            .collect()
+    }
+}
+
+/// User vectors `[histories.len(), D]` of many histories with the bundle's user tower: what an
+/// evaluation needs. Loads the tower; keep a [`UserTower`] to call it repeatedly.
+///
+/// # Errors
+/// As [`Bundle::load_user_tower`] and [`UserTower::encode`].
+pub fn score_histories(bundle: &Bundle, histories: &[Vec<(Row, i64)>]) -> Result<Vec<f32>> {
+    bundle.load_user_tower()?.encode(bundle.table(), histories)
+}
+
+/// Outcome of a bundle's health check.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ProbeReport {
+    /// Expected items among the recommendations.
+    pub found: usize,
+    /// Items expected.
+    pub expected: usize,
+    /// Whether the share of missing items is within the probe's tolerance.
+    pub passed: bool,
+}
+
+impl Bundle {
+    /// Runs the manifest's probe, if it has one: tower, table, kernels and keys together.
+    ///
+    /// # Errors
+    /// As [`Session::recommend`].
+    pub fn run_probe(&self) -> Result<Option<ProbeReport>> {
+        let Some(probe) = &self.manifest().probe else {
+            return Ok(None);
+        };
+        let events = probe.history.len().clamp(1, crate::history::MAX_HISTORY);
+        let mut session = Session::new(self, SessionOptions::default().max_history(events))?;
+        for event in &probe.history {
+            session.record(Event::new(&event.item).behavior(&event.behavior))?;
+        }
+        let top = session.recommend(&Query::top(probe.expected.len()))?;
+        let found = probe
+            .expected
+            .iter()
+            .filter(|key| top.iter().any(|r| r.item == **key))
+            .count();
+        let expected = probe.expected.len();
+        let missing = (expected - found) as f32 / expected as f32;
+        Ok(Some(ProbeReport {
+            found,
+            expected,
+            passed: missing <= probe.tolerance.unwrap_or(0.0),
+        }))
+    }
+}

@@ -1,0 +1,570 @@
+//! The item table: keys, item vectors, bias, popularity and attributes, all read in place.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::bundle::tensors::{Half, Offsets, PAD_PREFIX, Slice, Strings, TensorFile};
+use crate::bundle::{Content, Manifest};
+use crate::error::{Error, Result};
+use crate::id::{Row, is_name};
+use crate::kernel;
+use crate::quant::{self, Scheme};
+use crate::topk::{Scored, TopK, best_first};
+
+/// Code of an item without a value in an attribute column.
+const NO_VALUE: u32 = u32::MAX;
+
+/// Rows scored at a time; their scores stay in the first-level cache.
+const BLOCK: usize = 1024;
+
+/// What a scan ranks by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Metric {
+    /// query · vector + bias: the score of an item for a user.
+    #[default]
+    Score,
+    /// Cosine of query and vector, without bias: likeness of two items, whatever their norms.
+    Cosine,
+}
+
+#[derive(Clone)]
+enum Codes {
+    F32(Slice<f32>),
+    F16(Slice<Half>),
+    Int8 {
+        codes: Slice<i8>,
+        scales: Slice<f32>,
+    },
+}
+
+#[derive(Clone)]
+struct Attribute {
+    name: String,
+    codes: Slice<u32>,
+    /// Present for columns with several values per item.
+    lists: Option<Offsets>,
+    values: Strings,
+}
+
+/// A read-only table of N items. Cheap to clone.
+///
+/// Shapes and types were checked when the bundle was opened. Offsets, keys and codes are
+/// checked where they are used, so a damaged file gives errors or wrong scores, never a panic;
+/// [`Bundle::verify`](crate::Bundle::verify) checks all of them.
+#[derive(Clone)]
+pub struct ItemTable {
+    items: usize,
+    dim: usize,
+    codes: Codes,
+    bias: Option<Slice<f32>>,
+    popularity: Option<Slice<f32>>,
+    keys: Strings,
+    order: Slice<u32>,
+    attributes: Arc<[Attribute]>,
+}
+
+impl std::fmt::Debug for ItemTable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ItemTable")
+            .field("items", &self.items)
+            .field("dim", &self.dim)
+            .field("scheme", &self.scheme())
+            .finish()
+    }
+}
+
+impl ItemTable {
+    pub(crate) fn open(path: &Path, content: Arc<Content>, manifest: &Manifest) -> Result<Self> {
+        let (n, d) = (manifest.items, manifest.dim);
+        let mut file = TensorFile::parse(path, content)?;
+        let shape = [Some(n), Some(d)];
+        let codes = match manifest.table.scheme {
+            Scheme::F32 => Codes::F32(file.take("codes", &shape)?),
+            Scheme::F16 => Codes::F16(file.take("codes", &shape)?),
+            Scheme::Int8 => Codes::Int8 {
+                codes: file.take("codes", &shape)?,
+                scales: file.take("scales", &[Some(n)])?,
+            },
+        };
+        let mut optional = |name: &str| -> Result<Option<Slice<f32>>> {
+            if file.contains(name) {
+                file.take(name, &[Some(n)]).map(Some)
+            } else {
+                Ok(None)
+            }
+        };
+        let bias = optional("bias")?;
+        let popularity = optional("popularity")?;
+        let keys = Strings::take(&mut file, "ids", Some(n))?;
+        let order = file.take("ids.order", &[Some(n)])?;
+        let mut attributes = Vec::new();
+        for tensor in file.names() {
+            debug_assert!(!tensor.starts_with(PAD_PREFIX));
+            let Some(name) = tensor.strip_prefix("attr.").filter(|n| is_name(n)) else {
+                continue;
+            };
+            let lists = format!("{tensor}.offsets");
+            let lists = if file.contains(&lists) {
+                Some(Offsets::take(&mut file, &lists, Some(n))?)
+            } else {
+                None
+            };
+            attributes.push(Attribute {
+                name: name.to_string(),
+                codes: file.take(&tensor, &[lists.is_none().then_some(n)])?,
+                lists,
+                values: Strings::take(&mut file, &format!("{tensor}.values"), None)?,
+            });
+        }
+        file.finish()?;
+        Ok(ItemTable {
+            items: n,
+            dim: d,
+            codes,
+            bias,
+            popularity,
+            keys,
+            order,
+            attributes: attributes.into(),
+        })
+    }
+
+    /// N: number of items.
+    #[allow(clippy::len_without_is_empty)] // a table without items cannot be opened
+    pub fn len(&self) -> usize {
+        self.items
+    }
+
+    /// D: values per item vector.
+    pub fn dim(&self) -> usize {
+        self.dim
+    }
+
+    /// Number format of the vectors.
+    pub fn scheme(&self) -> Scheme {
+        match self.codes {
+            Codes::F32(_) => Scheme::F32,
+            Codes::F16(_) => Scheme::F16,
+            Codes::Int8 { .. } => Scheme::Int8,
+        }
+    }
+
+    /// Key of the item at `row`.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if there is no such row, [`Error::CorruptTensor`].
+    pub fn key(&self, row: Row) -> Result<&str> {
+        self.check_row(row)?;
+        self.keys.get(row as usize)
+    }
+
+    /// Row of the item with `key`, by binary search.
+    ///
+    /// # Errors
+    /// [`Error::CorruptTensor`].
+    pub fn find(&self, key: &str) -> Result<Option<Row>> {
+        let order = self.order.get();
+        let (mut low, mut high) = (0, order.len());
+        while low < high {
+            let middle = low + (high - low) / 2;
+            let row = self.ordered(order, middle)?;
+            match self.keys.raw(row as usize)?.cmp(key.as_bytes()) {
+                std::cmp::Ordering::Less => low = middle + 1,
+                std::cmp::Ordering::Greater => high = middle,
+                std::cmp::Ordering::Equal => return Ok(Some(row)),
+            }
+        }
+        Ok(None)
+    }
+
+    fn ordered(&self, order: &[u32], index: usize) -> Result<Row> {
+        match order.get(index) {
+            Some(&row) if (row as usize) < self.items => Ok(row),
+            _ => Err(Error::corrupt("ids.order", index, "a row is out of range")),
+        }
+    }
+
+    /// Decoded item vector.
+    ///
+    /// # Shapes
+    /// The result is `[D]`.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if there is no such row.
+    pub fn vector(&self, row: Row) -> Result<Vec<f32>> {
+        let mut out = vec![0.0; self.dim];
+        self.decode(row, &mut out)?;
+        Ok(out)
+    }
+
+    /// Decodes an item vector into `out` `[D]`.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if there is no such row, [`Error::Length`].
+    pub fn decode(&self, row: Row, out: &mut [f32]) -> Result<()> {
+        self.check_row(row)?;
+        check_len("out", self.dim, out.len())?;
+        let range = row as usize * self.dim..(row as usize + 1) * self.dim;
+        match &self.codes {
+            Codes::F32(codes) => out.copy_from_slice(&codes.get()[range]),
+            Codes::F16(codes) => quant::f16::decode(bytemuck::cast_slice(&codes.get()[range]), out),
+            Codes::Int8 { codes, scales } => {
+                quant::int8::decode(&codes.get()[range], scales.get()[row as usize], out);
+            }
+        }
+        Ok(())
+    }
+
+    /// Bias of an item, 0 if the table has none or `row` is out of range.
+    pub fn bias(&self, row: Row) -> f32 {
+        self.bias
+            .as_ref()
+            .and_then(|b| b.get().get(row as usize))
+            .copied()
+            .unwrap_or(0.0)
+    }
+
+    /// Share of the training interactions per item `[N]`, if the table has it.
+    pub fn popularity(&self) -> Option<&[f32]> {
+        self.popularity.as_ref().map(Slice::get)
+    }
+
+    /// Names of the attribute columns, sorted.
+    pub fn attributes(&self) -> impl Iterator<Item = &str> {
+        self.attributes.iter().map(|a| a.name.as_str())
+    }
+
+    /// Values of attribute `name` of the item at `row`; empty if it has none.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if there is no such row or column, [`Error::CorruptTensor`].
+    pub fn attribute(&self, name: &str, row: Row) -> Result<Vec<&str>> {
+        self.check_row(row)?;
+        let column = self
+            .attributes
+            .iter()
+            .find(|a| a.name == name)
+            .ok_or_else(|| Error::argument(format!("the table has no attribute {name:?}")))?;
+        let codes = column.codes(row as usize)?;
+        codes
+            .iter()
+            .filter(|&&code| code != NO_VALUE)
+            .map(|&code| column.value(code, row as usize))
+            .collect()
+    }
+
+    /// Score of one item: query · x̂ + bias, in f32.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`], [`Error::Length`].
+    pub fn score(&self, query: &[f32], row: Row) -> Result<f32> {
+        self.check_query(query)?;
+        let mut x = vec![0.0; self.dim];
+        self.score_into(query, row, Metric::Score, &mut x)
+    }
+
+    fn score_into(&self, query: &[f32], row: Row, metric: Metric, x: &mut [f32]) -> Result<f32> {
+        self.decode(row, x)?;
+        let dot = dot(query, x);
+        Ok(match metric {
+            Metric::Score => dot + self.bias(row),
+            Metric::Cosine => cosine(dot, dot_norm(query), dot_norm(x)),
+        })
+    }
+
+    /// The best `k` items by [`Metric::Score`], best first, ties to the lower row. Rows in
+    /// `exclude` are skipped during the scan, so `k` items are returned whenever so many
+    /// remain; with `k` > N all of them are.
+    ///
+    /// An int8 table is scanned with an int8 query for max(2k, k + 64) finalists, which are
+    /// then scored again with the f32 query.
+    ///
+    /// # Shapes
+    /// `query` `[D]`; `exclude` in any order, repeats and rows beyond N are harmless.
+    ///
+    /// # Errors
+    /// [`Error::Length`], [`Error::NonFinite`] for the query, [`Error::InvalidArgument`] if
+    /// `k` is 0.
+    pub fn top_k(&self, query: &[f32], k: usize, exclude: &[Row]) -> Result<Vec<Scored>> {
+        self.top_k_by(Metric::Score, query, k, exclude)
+    }
+
+    /// As [`ItemTable::top_k`], by any metric.
+    ///
+    /// # Errors
+    /// As [`ItemTable::top_k`].
+    pub fn top_k_by(
+        &self,
+        metric: Metric,
+        query: &[f32],
+        k: usize,
+        exclude: &[Row],
+    ) -> Result<Vec<Scored>> {
+        self.check_query(query)?;
+        check_k(k)?;
+        let excluded = sorted(exclude);
+        let accept = |row: Row| excluded.binary_search(&row).is_err();
+        let exact = !matches!(self.codes, Codes::Int8 { .. });
+        let keep = if exact {
+            k
+        } else {
+            k.saturating_mul(2).max(k.saturating_add(64))
+        };
+        let mut top = TopK::new(keep, self.items);
+        self.scan(metric, query, &mut top, &accept);
+        let mut best = top.finish();
+        if !exact {
+            let mut x = vec![0.0; self.dim];
+            for s in &mut best {
+                let score = self.score_into(query, s.row, metric, &mut x)?;
+                s.score = if score.is_nan() {
+                    f32::NEG_INFINITY
+                } else {
+                    score + 0.0
+                };
+            }
+            best.sort_unstable_by(best_first);
+            best.truncate(k);
+        }
+        Ok(best)
+    }
+
+    /// The most popular `k` items that are not excluded, or nothing if the table has no
+    /// popularity.
+    pub(crate) fn most_popular(&self, k: usize, exclude: &[Row]) -> Result<Option<Vec<Scored>>> {
+        check_k(k)?;
+        let Some(popularity) = self.popularity() else {
+            return Ok(None);
+        };
+        let excluded = sorted(exclude);
+        let mut top = TopK::new(k, self.items);
+        top.offer(0, popularity, &|row| excluded.binary_search(&row).is_err());
+        Ok(Some(top.finish()))
+    }
+
+    fn scan(&self, metric: Metric, query: &[f32], top: &mut TopK, accept: &impl Fn(Row) -> bool) {
+        let kernel = kernel::active();
+        let d = self.dim;
+        let mut scores = [0.0f32; BLOCK];
+        let mut sums = [0i32; BLOCK];
+        let norm = dot_norm(query);
+        let bias = match metric {
+            Metric::Score => self.bias.as_ref().map(Slice::get),
+            Metric::Cosine => None,
+        };
+        let mut coded = vec![0i8; d];
+        let query_scale = quant::int8::encode(query, &mut coded);
+        for first in (0..self.items).step_by(BLOCK) {
+            let n = BLOCK.min(self.items - first);
+            let (range, scores) = (first * d..(first + n) * d, &mut scores[..n]);
+            match &self.codes {
+                Codes::F32(codes) => {
+                    let rows = &codes.get()[range];
+                    kernel.dot_f32(query, rows, scores);
+                    if metric == Metric::Cosine {
+                        for (s, x) in scores.iter_mut().zip(rows.chunks_exact(d)) {
+                            *s = cosine(*s, norm, dot_norm(x));
+                        }
+                    }
+                }
+                Codes::F16(codes) => {
+                    let rows: &[u16] = bytemuck::cast_slice(&codes.get()[range]);
+                    kernel.dot_f16(query, rows, scores);
+                    if metric == Metric::Cosine {
+                        let mut x = vec![0.0; d];
+                        for (s, bits) in scores.iter_mut().zip(rows.chunks_exact(d)) {
+                            quant::f16::decode(bits, &mut x);
+                            *s = cosine(*s, norm, dot_norm(&x));
+                        }
+                    }
+                }
+                Codes::Int8 { codes, scales } => {
+                    let rows = &codes.get()[range];
+                    let sums = &mut sums[..n];
+                    kernel.dot_i8(&coded, rows, sums);
+                    match metric {
+                        Metric::Score => {
+                            let scales = &scales.get()[first..first + n];
+                            for ((s, &sum), &scale) in scores.iter_mut().zip(&*sums).zip(scales) {
+                                *s = sum as f32 * (scale * query_scale);
+                            }
+                        }
+                        // Scales cancel out.
+                        Metric::Cosine => {
+                            for ((s, &sum), x) in
+                                scores.iter_mut().zip(&*sums).zip(rows.chunks_exact(d))
+                            {
+                                let mut square = [0];
+                                kernel.dot_i8(x, x, &mut square);
+                                *s = cosine(
+                                    sum as f32 * query_scale,
+                                    norm,
+                                    (square[0] as f32).sqrt(),
+                                );
+                            }
+                        }
+                    }
+                }
+            }
+            if let Some(bias) = bias {
+                for (s, b) in scores.iter_mut().zip(&bias[first..first + n]) {
+                    *s += b;
+                }
+            }
+            top.offer(first as Row, scores, accept);
+        }
+    }
+
+    pub(crate) fn check_query(&self, query: &[f32]) -> Result<()> {
+        check_len("query vector", self.dim, query.len())?;
+        if query.iter().any(|x| !x.is_finite()) {
+            return Err(Error::NonFinite {
+                what: "query vector".into(),
+                row: 0,
+            });
+        }
+        Ok(())
+    }
+
+    fn check_row(&self, row: Row) -> Result<()> {
+        if (row as usize) < self.items {
+            return Ok(());
+        }
+        Err(Error::argument(format!(
+            "row {row} is beyond the table's {} items",
+            self.items
+        )))
+    }
+
+    /// Checks every row of every tensor.
+    pub(crate) fn verify(&self) -> Result<()> {
+        match &self.codes {
+            Codes::F32(codes) => check_finite("codes", codes.get(), self.dim)?,
+            Codes::F16(codes) => {
+                let bad = |h: &Half| h.0 & 0x7c00 == 0x7c00;
+                if let Some(i) = codes.get().iter().position(bad) {
+                    return Err(Error::NonFinite {
+                        what: "codes".into(),
+                        row: i / self.dim,
+                    });
+                }
+            }
+            Codes::Int8 { codes, scales } => {
+                if let Some(i) = codes.get().iter().position(|&c| c == i8::MIN) {
+                    return Err(Error::corrupt("codes", i / self.dim, "a code is -128"));
+                }
+                let good = |s: &f32| s.is_finite() && *s > 0.0;
+                if let Some(row) = scales.get().iter().position(|s| !good(s)) {
+                    let reason = "a scale is not finite and positive";
+                    return Err(Error::corrupt("scales", row, reason));
+                }
+            }
+        }
+        for (name, column) in [("bias", &self.bias), ("popularity", &self.popularity)] {
+            if let Some(column) = column {
+                check_finite(name, column.get(), 1)?;
+            }
+        }
+        self.keys.check()?;
+        let order = self.order.get();
+        for index in 0..order.len() {
+            let row = self.ordered(order, index)?;
+            let key = self.keys.raw(row as usize)?;
+            if key.is_empty() {
+                return Err(Error::corrupt(
+                    "ids.bytes",
+                    row as usize,
+                    "an item key is empty",
+                ));
+            }
+            // Strictly ascending keys also make `order` a permutation: N rows, none twice.
+            if index > 0 && self.keys.raw(self.ordered(order, index - 1)? as usize)? >= key {
+                let reason = "keys are not in strictly ascending order";
+                return Err(Error::corrupt("ids.order", index, reason));
+            }
+        }
+        for column in self.attributes.iter() {
+            column.values.check()?;
+            if let Some(lists) = &column.lists {
+                lists.check(&format!("attr.{}.offsets", column.name), column.codes.len())?;
+            }
+            for (i, &code) in column.codes.get().iter().enumerate() {
+                if code != NO_VALUE || column.lists.is_some() {
+                    column.value(code, i)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Attribute {
+    fn codes(&self, row: usize) -> Result<&[u32]> {
+        let codes = self.codes.get();
+        let range = match &self.lists {
+            None => Some(row..row + 1),
+            Some(lists) => lists.range(row, codes.len()),
+        };
+        range.and_then(|r| codes.get(r)).ok_or_else(|| {
+            let reason = "offsets decrease or point beyond the data";
+            Error::corrupt(format!("attr.{}.offsets", self.name), row, reason)
+        })
+    }
+
+    fn value(&self, code: u32, row: usize) -> Result<&str> {
+        if code as usize >= self.values.len() {
+            let reason = "a code is beyond the dictionary";
+            return Err(Error::corrupt(format!("attr.{}", self.name), row, reason));
+        }
+        self.values.get(code as usize)
+    }
+}
+
+/// Inner product with the active kernel.
+pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
+    quant::f32::score(a, b)
+}
+
+fn dot_norm(x: &[f32]) -> f32 {
+    dot(x, x).sqrt()
+}
+
+fn cosine(dot: f32, a: f32, b: f32) -> f32 {
+    let norms = a * b;
+    if norms > 0.0 { dot / norms } else { 0.0 }
+}
+
+fn sorted(rows: &[Row]) -> Vec<Row> {
+    let mut rows = rows.to_vec();
+    rows.sort_unstable();
+    rows
+}
+
+fn check_k(k: usize) -> Result<()> {
+    if k == 0 {
+        return Err(Error::argument("k is 0, ask for at least one item"));
+    }
+    Ok(())
+}
+
+fn check_len(what: &str, expected: usize, got: usize) -> Result<()> {
+    if expected == got {
+        return Ok(());
+    }
+    Err(Error::Length {
+        what: what.to_string(),
+        expected,
+        got,
+    })
+}
+
+fn check_finite(name: &str, values: &[f32], per_row: usize) -> Result<()> {
+    match values.iter().position(|x| !x.is_finite()) {
+        Some(i) => Err(Error::NonFinite {
+            what: name.to_string(),
+            row: i / per_row,
+        }),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,152 @@
+//! Keeping the best k of a stream of scores without allocating per score.
+
+use std::cmp::Ordering;
+
+use crate::id::Row;
+
+/// A row and its score.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Scored {
+    /// Row in the item table.
+    pub row: Row,
+    /// Higher is better.
+    pub score: f32,
+}
+
+/// Best first: higher score, then lower row.
+pub(crate) fn best_first(a: &Scored, b: &Scored) -> Ordering {
+    b.score.total_cmp(&a.score).then(a.row.cmp(&b.row))
+}
+
+/// Collects the best `k` of scores offered in ascending order of rows.
+///
+/// Candidates above the current k-th score go to a buffer of 4k; when it is full, a selection
+/// cuts it back to k and raises the threshold.
+pub(crate) struct TopK {
+    k: usize,
+    limit: usize,
+    buffer: Vec<Scored>,
+    /// Score of the k-th best so far; before there are k, everything is taken.
+    threshold: Option<f32>,
+}
+
+impl TopK {
+    /// `total` is the number of scores that can be offered at most; it bounds the memory.
+    pub(crate) fn new(k: usize, total: usize) -> Self {
+        let k = k.min(total);
+        let limit = k.saturating_mul(4).max(64);
+        TopK {
+            k,
+            limit,
+            buffer: Vec::with_capacity(limit.min(total)),
+            threshold: None,
+        }
+    }
+
+    /// Offers a block of scores of rows `first..`; `accept` is asked only for rows that would
+    /// be kept. A NaN counts as the lowest score.
+    pub(crate) fn offer(&mut self, first: Row, scores: &[f32], accept: &impl Fn(Row) -> bool) {
+        if self.k == 0 {
+            return;
+        }
+        for (i, &score) in scores.iter().enumerate() {
+            // Also turns -0.0 into 0.0, so that both sort as equals.
+            let score = if score.is_nan() {
+                f32::NEG_INFINITY
+            } else {
+                score + 0.0
+            };
+            // Rows ascend, so an equal score of a later row loses.
+            if self.threshold.is_some_and(|t| score <= t) {
+                continue;
+            }
+            let row = first + i as Row;
+            if !accept(row) {
+                continue;
+            }
+            self.buffer.push(Scored { row, score });
+            if self.buffer.len() >= self.limit {
+                self.cut();
+            }
+        }
+    }
+
+    fn cut(&mut self) {
+        if self.buffer.len() > self.k {
+            let (_, kth, _) = self.buffer.select_nth_unstable_by(self.k - 1, best_first);
+            self.threshold = Some(kth.score);
+            self.buffer.truncate(self.k);
+        }
+    }
+
+    /// The best, best first.
+    pub(crate) fn finish(mut self) -> Vec<Scored> {
+        self.buffer.sort_unstable_by(best_first);
+        self.buffer.truncate(self.k);
+        self.buffer
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn reference(scores: &[f32], k: usize, accept: impl Fn(Row) -> bool) -> Vec<Scored> {
+        let mut all: Vec<Scored> = scores
+            .iter()
+            .enumerate()
+            .map(|(row, &score)| Scored {
+                row: row as Row,
+                score: score + 0.0,
+            })
+            .filter(|s| accept(s.row))
+            .collect();
+        all.sort_by(best_first);
+        all.truncate(k);
+        all
+    }
+
+    proptest! {
+        // Few distinct values, so that ties are common.
+        #[test]
+        fn equals_a_full_sort(
+            scores in prop::collection::vec((-20i8..20).prop_map(|x| f32::from(x) / 4.0), 0..3000),
+            k in 0usize..120,
+            block in 1usize..700,
+            modulus in 1u32..5,
+        ) {
+            let accept = |row: Row| row % modulus == 0;
+            let mut top = TopK::new(k, scores.len());
+            for (b, part) in scores.chunks(block).enumerate() {
+                top.offer((b * block) as Row, part, &accept);
+            }
+            prop_assert_eq!(top.finish(), reference(&scores, k, accept));
+        }
+    }
+
+    #[test]
+    fn signed_zeros_tie_and_nan_is_last() {
+        let mut top = TopK::new(3, 4);
+        top.offer(0, &[f32::NAN, -0.0, 0.0, -1.0], &|_| true);
+        let rows: Vec<Row> = top.finish().iter().map(|s| s.row).collect();
+        assert_eq!(rows, [1, 2, 3]);
+    }
+
+    #[test]
+    fn ascending_scores_keep_the_memory_bounded() {
+        let mut top = TopK::new(2, 1 << 20);
+        let scores: Vec<f32> = (0..1024).map(|x| x as f32).collect();
+        for b in 0..64 {
+            top.offer(b * 1024, &scores, &|_| true);
+        }
+        assert!(top.buffer.capacity() <= 64);
+        assert_eq!(
+            top.finish()[0],
+            Scored {
+                row: 1023,
+                score: 1023.0
+            }
+        );
+    }
+}
