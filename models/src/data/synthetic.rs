@@ -5,7 +5,7 @@
 //! | trait | values | visible in |
 //! |---|---|---|
 //! | style | 8 | the `image` features: texture statistics, a random projection of the style plus noise |
-//! | kind | 10 | title words and the `text` features: hashed word vectors of the title plus noise |
+//! | kind | 10 | title words and the `text` features: the sum of the title's word vectors plus noise |
 //! | circle | 12 | what users do together; no feature knows it |
 //!
 //! A user favours one value of each. Views match at least one favourite, carts at least two, and buys
@@ -17,6 +17,7 @@
 //! Everything is a function of the configuration: users have generators of their own, so that
 //! [`write`] streams them and needs memory for the items only.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::Path;
@@ -128,6 +129,7 @@ pub struct Shop {
     warm: Buckets,
     cold: Buckets,
     styles: Vec<[f32; IMAGE_DIM]>,
+    words: HashMap<&'static str, [f32; TEXT_DIM]>,
 }
 
 /// Items of each (style or any, kind or any, circle or any).
@@ -256,7 +258,18 @@ impl Shop {
                 std::array::from_fn(|_| normal(&mut rng))
             })
             .collect();
+        let words = KIND_WORDS
+            .iter()
+            .flatten()
+            .chain(&NOISE_WORDS)
+            .enumerate()
+            .map(|(at, &word)| {
+                let mut rng = stream_rng(config.seed, WORD_STREAM, at as u64);
+                (word, std::array::from_fn(|_| normal(&mut rng)))
+            })
+            .collect();
         Ok(Self {
+            words,
             warm: by_state(false),
             cold: by_state(true),
             config: config.clone(),
@@ -319,12 +332,10 @@ impl Shop {
         out.resize(start + TEXT_DIM, 0.0);
         let out = &mut out[start..];
         for word in title.split(' ') {
-            let hash = word.bytes().fold(0xcbf2_9ce4_8422_2325u64, |h, b| {
-                (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3)
-            });
-            let mut word_rng = stream_rng(self.config.seed, WORD_STREAM, hash);
-            for x in out.iter_mut() {
-                *x += normal(&mut word_rng);
+            if let Some(vector) = self.words.get(word) {
+                for (x, w) in out.iter_mut().zip(vector) {
+                    *x += w;
+                }
             }
         }
         for x in out.iter_mut() {
