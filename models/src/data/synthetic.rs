@@ -15,7 +15,7 @@
 //! in twenty is *cold*: it exists only as a test answer, so that only features can find it.
 //!
 //! Everything is a function of the configuration: users have generators of their own, so that
-//! [`write`] streams them and needs memory for the items only.
+//! [`write()`] streams them and needs memory for the items only.
 
 use std::collections::HashMap;
 use std::fs::File;
