@@ -18,7 +18,10 @@ fn every_scheme_and_column_comes_back() {
             let bundle = OpenOptions::new().mode(mode).open(&path).unwrap();
             bundle.verify().unwrap();
             let table = bundle.table();
-            assert_eq!((table.len(), table.dim(), table.scheme()), (37, DIM, scheme));
+            assert_eq!(
+                (table.len(), table.dim(), table.scheme()),
+                (37, DIM, scheme)
+            );
             for (row, key) in keys(37).iter().enumerate() {
                 let row = row as u32;
                 assert_eq!(table.key(row).unwrap(), key);
@@ -44,7 +47,10 @@ fn every_scheme_and_column_comes_back() {
             assert_eq!(table.attributes().collect::<Vec<_>>(), ["color", "tags"]);
             assert_eq!(table.popularity().unwrap().len(), 37);
             assert!(matches!(table.key(37), Err(Error::InvalidArgument { .. })));
-            assert!(matches!(table.attribute("size", 0), Err(Error::InvalidArgument { .. })));
+            assert!(matches!(
+                table.attribute("size", 0),
+                Err(Error::InvalidArgument { .. })
+            ));
         }
     }
 }
@@ -53,10 +59,15 @@ fn every_scheme_and_column_comes_back() {
 fn the_manifest_comes_back_and_names_every_file() {
     let (_folder, path, bundle) = bundle(5, Scheme::Int8);
     let m = bundle.manifest();
-    assert_eq!((m.bundle_id.as_str(), m.bundle_version, m.items), ("test", 7, 5));
+    assert_eq!(
+        (m.bundle_id.as_str(), m.bundle_version, m.items),
+        ("test", 7, 5)
+    );
     assert_eq!(m.card["any"]["depth"][1], 2.5);
     assert_eq!(m.files.keys().collect::<Vec<_>>(), ["items.safetensors"]);
-    let bytes = std::fs::metadata(path.join("items.safetensors")).unwrap().len();
+    let bytes = std::fs::metadata(path.join("items.safetensors"))
+        .unwrap()
+        .len();
     assert_eq!(m.files["items.safetensors"].bytes, bytes);
 }
 
@@ -113,11 +124,16 @@ fn cosine_ignores_norm_and_bias() {
         let path = folder.path().join(scheme.name());
         let mut writer = BundleWriter::create(&path).unwrap();
         let table = ItemTableBuilder::new(DIM, scheme, &keys, &vectors).unwrap();
-        writer.table(&table.bias(&[9.0, 0.0, 9.0]).unwrap()).unwrap();
+        writer
+            .table(&table.bias(&[9.0, 0.0, 9.0]).unwrap())
+            .unwrap();
         let bundle = writer.finish(manifest()).unwrap();
         let mut query = vec![0.0; DIM];
         query[0] = 3.0;
-        let top = bundle.table().top_k_by(Metric::Cosine, &query, 3, &[]).unwrap();
+        let top = bundle
+            .table()
+            .top_k_by(Metric::Cosine, &query, 3, &[])
+            .unwrap();
         let rows: Vec<u32> = top.iter().map(|s| s.row).collect();
         assert_eq!(rows, [1, 0, 2], "{scheme}");
         // cos = 1, 1/√2 and 0.
@@ -132,10 +148,23 @@ fn bad_arguments_are_typed_errors() {
     let (_folder, _, bundle) = bundle(5, Scheme::Int8);
     let table = bundle.table();
     let query = vec![1.0; DIM];
-    assert!(matches!(table.top_k(&query, 0, &[]), Err(Error::InvalidArgument { .. })));
-    assert!(matches!(table.top_k(&query[1..], 1, &[]), Err(Error::Length { expected: 16, got: 15, .. })));
+    assert!(matches!(
+        table.top_k(&query, 0, &[]),
+        Err(Error::InvalidArgument { .. })
+    ));
+    assert!(matches!(
+        table.top_k(&query[1..], 1, &[]),
+        Err(Error::Length {
+            expected: 16,
+            got: 15,
+            ..
+        })
+    ));
     for bad in [f32::NAN, f32::INFINITY] {
-        assert!(matches!(table.top_k(&[bad; DIM], 1, &[]), Err(Error::NonFinite { .. })));
+        assert!(matches!(
+            table.top_k(&[bad; DIM], 1, &[]),
+            Err(Error::NonFinite { .. })
+        ));
     }
     assert_eq!(table.top_k(&query, 1, &[u32::MAX, 0, 0]).unwrap().len(), 1);
 }
@@ -148,11 +177,20 @@ fn the_table_builder_refuses_bad_input() {
         ItemTableBuilder::new(dim, Scheme::F16, keys, vectors).map(|_| ())
     };
     assert!(matches!(new(DIM, &[], &[]), Err(Error::EmptyTable)));
-    assert!(matches!(new(15, &two, &vectors), Err(Error::InvalidArgument { .. })));
-    assert!(matches!(new(DIM, &two, &vectors[1..]), Err(Error::Length { .. })));
+    assert!(matches!(
+        new(15, &two, &vectors),
+        Err(Error::InvalidArgument { .. })
+    ));
+    assert!(matches!(
+        new(DIM, &two, &vectors[1..]),
+        Err(Error::Length { .. })
+    ));
     let mut bad = vectors.clone();
     bad[DIM + 3] = f32::NAN;
-    assert!(matches!(new(DIM, &two, &bad), Err(Error::NonFinite { row: 1, .. })));
+    assert!(matches!(
+        new(DIM, &two, &bad),
+        Err(Error::NonFinite { row: 1, .. })
+    ));
 
     let folder = tempfile::tempdir().unwrap();
     let write = |keys: &[&str], vectors: &[f32], name: &str| {
@@ -164,11 +202,28 @@ fn the_table_builder_refuses_bad_input() {
         assert!(!path.exists());
         error
     };
-    assert!(matches!(write(&["a", "a"], &vectors, "dup"), Error::DuplicateKey { first: 0, second: 1, .. }));
-    assert!(matches!(write(&["a", ""], &vectors, "empty"), Error::InvalidArgument { .. }));
+    assert!(matches!(
+        write(&["a", "a"], &vectors, "dup"),
+        Error::DuplicateKey {
+            first: 0,
+            second: 1,
+            ..
+        }
+    ));
+    assert!(matches!(
+        write(&["a", ""], &vectors, "empty"),
+        Error::InvalidArgument { .. }
+    ));
     bad[DIM + 3] = 1e6;
-    assert!(matches!(write(&two, &bad, "f16"), Error::NonFinite { row: 1, .. }));
-    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "nothing left behind");
+    assert!(matches!(
+        write(&two, &bad, "f16"),
+        Error::NonFinite { row: 1, .. }
+    ));
+    assert_eq!(
+        std::fs::read_dir(folder.path()).unwrap().count(),
+        0,
+        "nothing left behind"
+    );
 }
 
 #[test]
@@ -176,8 +231,20 @@ fn an_unfinished_bundle_leaves_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let mut writer = BundleWriter::create(folder.path().join("b")).unwrap();
     writer.write_file("user_tower.onnx", b"x").unwrap();
-    for bad in ["../x", "manifest.json", "items.safetensors", "user_tower.onnx", ""] {
-        assert!(matches!(writer.write_file(bad, b""), Err(Error::InvalidArgument { .. })), "{bad}");
+    for bad in [
+        "../x",
+        "manifest.json",
+        "items.safetensors",
+        "user_tower.onnx",
+        "",
+    ] {
+        assert!(
+            matches!(
+                writer.write_file(bad, b""),
+                Err(Error::InvalidArgument { .. })
+            ),
+            "{bad}"
+        );
     }
     assert!(matches!(writer.finish(manifest()), Err(Error::EmptyTable)));
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
@@ -217,9 +284,15 @@ fn something_else_is_not_replaced() {
     let path = folder.path().join("photos");
     std::fs::create_dir(&path).unwrap();
     std::fs::write(path.join("a.jpg"), b"x").unwrap();
-    assert!(matches!(BundleWriter::create(&path), Err(Error::NotABundle { .. })));
+    assert!(matches!(
+        BundleWriter::create(&path),
+        Err(Error::NotABundle { .. })
+    ));
     let file = path.join("a.jpg");
-    assert!(matches!(BundleWriter::create(&file), Err(Error::NotABundle { .. } | Error::Io { .. })));
+    assert!(matches!(
+        BundleWriter::create(&file),
+        Err(Error::NotABundle { .. } | Error::Io { .. })
+    ));
     assert!(file.exists());
 }
 
@@ -239,7 +312,10 @@ fn tensor_writer_checks_order_and_size() {
     assert!(w.write("b", &[0; 9]).is_err());
     w.write("b", &[0; 8]).unwrap();
     assert_eq!(w.finish().unwrap().bytes % 4, 0);
-    assert!(TensorWriter::create(path("1"), &specs).is_err(), "does not overwrite");
+    assert!(
+        TensorWriter::create(path("1"), &specs).is_err(),
+        "does not overwrite"
+    );
     let w = TensorWriter::create(path("2"), &specs).unwrap();
     assert!(w.finish().is_err());
     let twice = [specs[0].clone(), specs[0].clone()];

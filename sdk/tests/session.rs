@@ -46,9 +46,14 @@ fn seen_and_excluded_items_stay_out_and_k_is_filled() {
     let (_folder, _, bundle) = bundle(30, Scheme::Int8);
     let (mut s, _) = session(&bundle);
     for key in ["item-1", "item-2", "item-1"] {
-        assert_eq!(s.record(Event::new(key).behavior("view")).unwrap(), Recorded::Known);
+        assert_eq!(
+            s.record(Event::new(key).behavior("view")).unwrap(),
+            Recorded::Known
+        );
     }
-    let top = s.recommend(&Query::top(27).exclude(["item-3", "nope"])).unwrap();
+    let top = s
+        .recommend(&Query::top(27).exclude(["item-3", "nope"]))
+        .unwrap();
     assert_eq!(top.len(), 27);
     for absent in ["item-1", "item-2", "item-3"] {
         assert!(top.iter().all(|r| r.item != absent));
@@ -56,7 +61,10 @@ fn seen_and_excluded_items_stay_out_and_k_is_filled() {
     assert!(top.windows(2).all(|w| w[0].score >= w[1].score));
     let all = s.recommend(&Query::top(100).include_seen(true)).unwrap();
     assert_eq!(all.len(), 30);
-    assert!(matches!(s.recommend(&Query::top(0)), Err(Error::InvalidArgument { .. })));
+    assert!(matches!(
+        s.recommend(&Query::top(0)),
+        Err(Error::InvalidArgument { .. })
+    ));
 }
 
 #[test]
@@ -91,10 +99,15 @@ fn unknown_items_are_counted_and_kept_from_the_tower() {
     let (_folder, _, bundle) = bundle(30, Scheme::F32);
     let (mut s, _) = session(&bundle);
     let before = s.user_vector().unwrap().to_vec();
-    assert_eq!(s.record(Event::new("from-tomorrow")).unwrap(), Recorded::UnknownItem);
+    assert_eq!(
+        s.record(Event::new("from-tomorrow")).unwrap(),
+        Recorded::UnknownItem
+    );
     assert_eq!(s.user_vector().unwrap(), before);
     assert_eq!((s.history().len(), s.history().unknown_items()), (1, 1));
-    let e = s.record(Event::new("item-1").behavior("stare")).unwrap_err();
+    let e = s
+        .record(Event::new("item-1").behavior("stare"))
+        .unwrap_err();
     assert!(matches!(e, Error::UnknownBehavior { .. }));
     assert!(s.record(Event::new("")).is_err());
     assert_eq!(s.history().len(), 1);
@@ -139,7 +152,10 @@ fn axes() -> (tempfile::TempDir, Bundle) {
     let folder = tempfile::tempdir().unwrap();
     let keys = ["x", "y", "x2", "y2", "xy"];
     let mut v = vec![0.0f32; 5 * DIM];
-    for (row, (a, b)) in [(1.0, 0.0), (0.0, 1.0), (2.0, 0.0), (0.0, 0.5), (3.0, 1.0)].iter().enumerate() {
+    for (row, (a, b)) in [(1.0, 0.0), (0.0, 1.0), (2.0, 0.0), (0.0, 0.5), (3.0, 1.0)]
+        .iter()
+        .enumerate()
+    {
         (v[row * DIM], v[row * DIM + 1]) = (*a, *b);
     }
     let table = ItemTableBuilder::new(DIM, Scheme::F32, &keys, &v).unwrap();
@@ -160,10 +176,17 @@ fn because_names_similar_history() {
     let keys: Vec<&str> = top.iter().map(|r| r.item.as_str()).collect();
     assert_eq!(keys, ["xy", "x2", "y2"]);
     // xy · x = 3, xy · y = 1: shares 3/4 and 1/4.
-    let because: Vec<(&str, f32)> = top[0].because.iter().map(|b| (b.item.as_str(), b.share)).collect();
+    let because: Vec<(&str, f32)> = top[0]
+        .because
+        .iter()
+        .map(|b| (b.item.as_str(), b.share))
+        .collect();
     assert_eq!(because, [("x", 0.75), ("y", 0.25)]);
     assert_eq!(top[2].because.len(), 1);
-    assert_eq!((top[2].because[0].item.as_str(), top[2].because[0].share), ("y", 1.0));
+    assert_eq!(
+        (top[2].because[0].item.as_str(), top[2].because[0].share),
+        ("y", 1.0)
+    );
     let plain = s.recommend(&Query::top(3)).unwrap();
     assert!(plain.iter().all(|r| r.because.is_empty()));
 }
@@ -172,7 +195,12 @@ fn because_names_similar_history() {
 fn similar_is_by_cosine() {
     let (_folder, bundle) = axes();
     let s = Session::new(&bundle, SessionOptions::default()).unwrap();
-    let like: Vec<String> = s.similar("x", 2).unwrap().into_iter().map(|r| r.item).collect();
+    let like: Vec<String> = s
+        .similar("x", 2)
+        .unwrap()
+        .into_iter()
+        .map(|r| r.item)
+        .collect();
     assert_eq!(like, ["x2", "xy"]);
     assert!(matches!(s.similar("nope", 2), Err(Error::UnknownItem)));
 }
@@ -185,18 +213,25 @@ fn without_a_tower_an_empty_history_gets_the_popular_items() {
     let top = s.recommend(&Query::top(2).exclude(["item-4"])).unwrap();
     let keys: Vec<&str> = top.iter().map(|r| r.item.as_str()).collect();
     assert_eq!(keys, ["item-7", "item-1"]);
-    assert_eq!(s.rank(&["item-1", "item-7"]).unwrap().ranked[0].item, "item-7");
+    assert_eq!(
+        s.rank(&["item-1", "item-7"]).unwrap().ranked[0].item,
+        "item-7"
+    );
     s.record(Event::new("unknown")).unwrap();
     assert!(s.recommend(&Query::top(2)).is_ok());
     s.record(Event::new("item-1")).unwrap();
-    assert!(matches!(s.recommend(&Query::top(2)), Err(Error::MissingTower { tower: "user" })));
+    assert!(matches!(
+        s.recommend(&Query::top(2)),
+        Err(Error::MissingTower { tower: "user" })
+    ));
 }
 
 #[test]
 fn saved_and_restored() {
     let (folder, _, bundle) = bundle(30, Scheme::Int8);
     let (mut s, _) = session(&bundle);
-    s.record(Event::new("item-3").behavior("buy").at(1_700_000_000)).unwrap();
+    s.record(Event::new("item-3").behavior("buy").at(1_700_000_000))
+        .unwrap();
     s.record(Event::new("gone")).unwrap();
     s.record(Event::new("item-5")).unwrap();
     let file = folder.path().join("history.bin");
@@ -208,21 +243,31 @@ fn saved_and_restored() {
     let small = SessionOptions::default().max_history(1);
     let back = Session::restore(&bundle, &file, small).unwrap();
     assert_eq!(back.history().events().next().unwrap().item, "item-5");
-    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2, "no temporary file left");
+    assert_eq!(
+        std::fs::read_dir(folder.path()).unwrap().count(),
+        2,
+        "no temporary file left"
+    );
 }
 
 #[test]
 fn a_snapshot_fits_a_later_bundle() {
     let (folder, path, old) = bundle(5, Scheme::Int8);
     let mut s = Session::new(&old, SessionOptions::default()).unwrap();
-    assert_eq!(s.record(Event::new("item-8").behavior("buy")).unwrap(), Recorded::UnknownItem);
+    assert_eq!(
+        s.record(Event::new("item-8").behavior("buy")).unwrap(),
+        Recorded::UnknownItem
+    );
     let file = folder.path().join("h");
     s.save(&file).unwrap();
     common::write_bundle(&path, 9, Scheme::Int8);
     let new = Bundle::open(&path).unwrap();
     let mut s = Session::restore(&new, &file, SessionOptions::default()).unwrap();
     // Known now, so popularity no longer applies and the missing tower is noticed.
-    assert!(matches!(s.recommend(&Query::top(1)), Err(Error::MissingTower { .. })));
+    assert!(matches!(
+        s.recommend(&Query::top(1)),
+        Err(Error::MissingTower { .. })
+    ));
 }
 
 #[test]
@@ -264,17 +309,33 @@ fn damaged_snapshots() {
         History::load(&file, 10)
     };
     for cut in 0..good.len() {
-        assert!(matches!(load(&good[..cut]), Err(Error::Snapshot { .. })), "cut at {cut}");
+        assert!(
+            matches!(load(&good[..cut]), Err(Error::Snapshot { .. })),
+            "cut at {cut}"
+        );
     }
     for i in 0..good.len() {
         let mut bad = good.clone();
         bad[i] ^= 0x40;
         let e = load(&bad).unwrap_err();
-        assert!(matches!(e, Error::Snapshot { .. } | Error::UnsupportedSnapshot { .. }), "byte {i}");
+        assert!(
+            matches!(
+                e,
+                Error::Snapshot { .. } | Error::UnsupportedSnapshot { .. }
+            ),
+            "byte {i}"
+        );
     }
     let mut newer = good.clone();
     newer[8] = 2;
-    assert!(matches!(load(&newer), Err(Error::UnsupportedSnapshot { got: 2, supported: 1, .. })));
+    assert!(matches!(
+        load(&newer),
+        Err(Error::UnsupportedSnapshot {
+            got: 2,
+            supported: 1,
+            ..
+        })
+    ));
     let mut long = good.clone();
     long.push(0);
     assert!(matches!(load(&long), Err(Error::Snapshot { .. })));
@@ -285,5 +346,8 @@ fn damaged_snapshots() {
     lie.extend_from_slice(&(1u64 << 60).to_le_bytes());
     lie.extend_from_slice(&crc32fast::hash(&lie).to_le_bytes());
     assert!(matches!(load(&lie), Err(Error::Snapshot { .. })));
-    assert!(matches!(History::load(folder.path().join("none"), 1), Err(Error::Io { .. })));
+    assert!(matches!(
+        History::load(folder.path().join("none"), 1),
+        Err(Error::Io { .. })
+    ));
 }

@@ -21,7 +21,13 @@ pub fn encode(x: &[f32], codes: &mut [i8]) -> f32 {
         1.0
     } else {
         // A subnormal scale would lose the bound; the smallest normal one only loses range.
-        (max / f32::from(MAX_CODE)).max(f32::MIN_POSITIVE)
+        let scale = (max / f32::from(MAX_CODE)).max(f32::MIN_POSITIVE);
+        // Near f32::MAX the quotient may round up so that 127 scales overflow.
+        if (scale * f32::from(MAX_CODE)).is_finite() {
+            scale
+        } else {
+            scale.next_down()
+        }
     };
     for (v, c) in x.iter().zip(codes) {
         // A float-to-int cast saturates, and `clamp` keeps −128 out.

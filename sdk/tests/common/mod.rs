@@ -1,6 +1,6 @@
 //! Fixtures shared by the tests of this crate: small tables, bundles, and ONNX graphs encoded
 //! by hand (a few protobuf fields), so that no ONNX library is needed.
-#![allow(dead_code)]
+#![allow(dead_code, unreachable_pub)]
 
 use std::path::{Path, PathBuf};
 

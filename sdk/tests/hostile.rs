@@ -1,0 +1,586 @@
+//! One test per attack on a bundle's files: which error, and no panic.
+//!
+//! The manifest is adjusted to the damaged file where needed, as an attacker would, so that the
+//! check under test is the one that answers. Signatures and digests are checked elsewhere.
+
+mod common;
+
+use std::path::{Path, PathBuf};
+
+use common::{DIM, bundle, keys};
+use serde_json::{Value, json};
+use tercet::{Bundle, Error, LoadMode, OpenOptions, Scheme};
+
+const N: usize = 12;
+
+struct Victim {
+    _folder: tempfile::TempDir,
+    path: PathBuf,
+}
+
+impl Victim {
+    fn new(scheme: Scheme) -> Self {
+        let (folder, path, _) = bundle(N, scheme);
+        Victim {
+            _folder: folder,
+            path,
+        }
+    }
+
+    fn items(&self) -> PathBuf {
+        self.path.join("items.safetensors")
+    }
+
+    fn open(&self) -> tercet::Result<Bundle> {
+        let mapped = Bundle::open(&self.path);
+        let read = OpenOptions::new().mode(LoadMode::Read).open(&self.path);
+        assert_eq!(mapped.is_ok(), read.is_ok());
+        mapped
+    }
+
+    fn error(&self) -> Error {
+        self.open().expect_err("must be refused")
+    }
+
+    fn edit_manifest(&self, edit: impl FnOnce(&mut Value)) {
+        let path = self.path.join("manifest.json");
+        let mut json: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        edit(&mut json);
+        std::fs::write(&path, serde_json::to_vec(&json).unwrap()).unwrap();
+    }
+
+    /// Replaces the table and makes the manifest agree with its length.
+    fn put_items(&self, bytes: &[u8]) {
+        std::fs::write(self.items(), bytes).unwrap();
+        self.edit_manifest(|m| m["files"]["items.safetensors"]["bytes"] = json!(bytes.len()));
+    }
+
+    /// Edits header JSON and data of the table. The header is padded to the alignment again.
+    fn edit_items(&self, edit: impl FnOnce(&mut Value, &mut Vec<u8>)) {
+        let (mut header, mut data) = split(&self.items());
+        edit(&mut header, &mut data);
+        self.put_items(&join(&header.to_string(), &data));
+    }
+
+    /// Overwrites bytes of one tensor.
+    fn poke(&self, tensor: &str, at: usize, bytes: &[u8]) {
+        self.edit_items(|header, data| {
+            let start = header[tensor]["data_offsets"][0].as_u64().unwrap() as usize;
+            data[start + at..start + at + bytes.len()].copy_from_slice(bytes);
+        });
+    }
+
+    fn verify(&self) -> Error {
+        let bundle = self.open().unwrap();
+        // Make the digest agree, so that the content check answers.
+        let Error::Digest { got, .. } = bundle.verify().expect_err("digest") else {
+            panic!("the digest is checked first");
+        };
+        self.edit_manifest(|m| m["files"]["items.safetensors"]["sha256"] = json!(got));
+        use_everything(&self.path);
+        self.open().unwrap().verify().expect_err("must be noticed")
+    }
+}
+
+fn split(path: &Path) -> (Value, Vec<u8>) {
+    let bytes = std::fs::read(path).unwrap();
+    let n = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let header = serde_json::from_slice(&bytes[8..8 + n]).unwrap();
+    (header, bytes[8 + n..].to_vec())
+}
+
+fn join(header: &str, data: &[u8]) -> Vec<u8> {
+    let mut header = header.as_bytes().to_vec();
+    header.resize((header.len() + 8).next_multiple_of(64) - 8, b' ');
+    [
+        &(header.len() as u64).to_le_bytes(),
+        header.as_slice(),
+        data,
+    ]
+    .concat()
+}
+
+/// Calls every reader of the table; results do not matter, panics do.
+fn use_everything(path: &Path) {
+    let Ok(bundle) = Bundle::open(path) else {
+        return;
+    };
+    let table = bundle.table();
+    for key in keys(N + 1) {
+        let _ = table.find(&key);
+    }
+    for row in 0..N as u32 + 1 {
+        let _ = table.key(row);
+        let _ = table.vector(row);
+        for name in ["color", "tags"] {
+            let _ = table.attribute(name, row);
+        }
+    }
+    for metric in [tercet::Metric::Score, tercet::Metric::Cosine] {
+        let _ = table.top_k_by(metric, &[1.0; DIM], 5, &[1]);
+    }
+    let mut s = tercet::Session::new(&bundle, Default::default()).unwrap();
+    let _ = s.recommend(&tercet::Query::top(N).explain(true));
+    let _ = s.similar("item-1", 3);
+}
+
+// ---- manifest
+
+#[test]
+fn manifest_missing() {
+    let v = Victim::new(Scheme::Int8);
+    std::fs::remove_file(v.path.join("manifest.json")).unwrap();
+    assert!(matches!(v.error(), Error::NotABundle { .. }));
+}
+
+#[test]
+fn folder_missing() {
+    assert!(matches!(
+        Bundle::open("/no/such/folder"),
+        Err(Error::Io { .. })
+    ));
+}
+
+#[test]
+fn manifest_not_json() {
+    let v = Victim::new(Scheme::Int8);
+    for bad in [
+        "",
+        "{",
+        "[]",
+        "null",
+        "{\"format_version\":\"1\"}",
+        "{\"format_version\":1}",
+        "\u{0}",
+    ] {
+        std::fs::write(v.path.join("manifest.json"), bad).unwrap();
+        assert!(matches!(v.error(), Error::Manifest { .. }), "{bad}");
+    }
+    std::fs::write(v.path.join("manifest.json"), [0xff, 0xfe]).unwrap();
+    assert!(matches!(v.error(), Error::Manifest { .. }));
+}
+
+#[test]
+fn manifest_huge() {
+    let v = Victim::new(Scheme::Int8);
+    std::fs::write(v.path.join("manifest.json"), vec![b' '; (1 << 20) + 1]).unwrap();
+    assert!(matches!(v.error(), Error::ManifestTooLarge { .. }));
+}
+
+#[test]
+fn manifest_deeply_nested() {
+    let v = Victim::new(Scheme::Int8);
+    let deep = format!("{{\"format_version\":1,\"card\":{}", "[".repeat(500_000));
+    std::fs::write(v.path.join("manifest.json"), deep).unwrap();
+    assert!(matches!(v.error(), Error::Manifest { .. }));
+}
+
+#[test]
+fn format_version_unknown() {
+    let v = Victim::new(Scheme::Int8);
+    // Even if the rest has changed beyond recognition.
+    std::fs::write(
+        v.path.join("manifest.json"),
+        "{\"format_version\":2,\"shape\":\"new\"}",
+    )
+    .unwrap();
+    assert!(matches!(
+        v.error(),
+        Error::UnsupportedFormat {
+            got: 2,
+            supported: 1
+        }
+    ));
+}
+
+#[test]
+fn scheme_unknown() {
+    let v = Victim::new(Scheme::Int8);
+    v.edit_manifest(|m| m["table"]["scheme"] = json!("int2"));
+    assert!(matches!(v.error(), Error::UnsupportedScheme { got } if got == "int2"));
+}
+
+#[test]
+fn manifest_fields_out_of_range() {
+    let edits: [(&str, Value); 16] = [
+        ("dim", json!(0)),
+        ("dim", json!(1 << 40)),
+        ("dim", json!(-1)),
+        ("items", json!(0)),
+        ("items", json!(1u64 << 32)),
+        ("window", json!(0)),
+        ("window", json!(1 << 30)),
+        ("bundle_id", json!("")),
+        ("created", json!("yesterday")),
+        ("expires", json!("never")),
+        ("behaviors", json!([])),
+        ("behaviors", json!(["any", "any"])),
+        ("modalities", json!([{"name": "a", "dim": 0}])),
+        ("modalities", json!([{"name": "a.b", "dim": 1}])),
+        ("surprise", json!(1)),
+        ("engine", json!({"opset": 17, "user_tower": "absent.onnx"})),
+    ];
+    for (field, value) in edits {
+        let v = Victim::new(Scheme::Int8);
+        v.edit_manifest(|m| m[field] = value.clone());
+        assert!(
+            matches!(v.error(), Error::Manifest { .. }),
+            "{field} {value}"
+        );
+    }
+}
+
+#[test]
+fn manifest_file_names_that_leave_the_folder() {
+    for name in ["../secret", "/etc/passwd", "a/b", "..", "manifest.json"] {
+        let v = Victim::new(Scheme::Int8);
+        v.edit_manifest(|m| m["files"][name] = m["files"]["items.safetensors"].clone());
+        assert!(matches!(v.error(), Error::Manifest { .. }), "{name}");
+    }
+}
+
+#[test]
+fn manifest_items_differ_from_rows() {
+    for n in [N - 1, N + 1, u32::MAX as usize] {
+        let v = Victim::new(Scheme::Int8);
+        v.edit_manifest(|m| m["items"] = json!(n));
+        assert!(matches!(v.error(), Error::Shape { tensor, .. } if tensor == "codes"));
+    }
+}
+
+#[test]
+fn manifest_scheme_differs_from_codes() {
+    let v = Victim::new(Scheme::Int8);
+    v.edit_manifest(|m| m["table"]["scheme"] = json!("f32"));
+    assert!(matches!(v.error(), Error::Dtype { tensor, .. } if tensor == "codes"));
+}
+
+#[test]
+fn int8_without_scales() {
+    let v = Victim::new(Scheme::F16);
+    v.edit_items(|header, _| header["codes"]["dtype"] = json!("I16"));
+    assert!(matches!(v.error(), Error::Dtype { .. }));
+    let v = Victim::new(Scheme::Int8);
+    v.edit_items(|header, _| {
+        let scales = header.as_object_mut().unwrap().remove("scales").unwrap();
+        header["pad.99"] = scales;
+    });
+    assert!(matches!(v.error(), Error::MissingTensor { tensor, .. } if tensor == "scales"));
+}
+
+// ---- the container
+
+#[test]
+fn file_missing() {
+    let v = Victim::new(Scheme::Int8);
+    std::fs::remove_file(v.items()).unwrap();
+    assert!(matches!(v.error(), Error::Io { .. }));
+}
+
+#[test]
+fn file_truncated() {
+    let v = Victim::new(Scheme::Int8);
+    let good = std::fs::read(v.items()).unwrap();
+    std::fs::write(v.items(), &good[..good.len() - 1]).unwrap();
+    assert!(matches!(v.error(), Error::FileSize { .. }));
+    for cut in [0, 1, 7, 8, 9, 100, good.len() / 2, good.len() - 1] {
+        v.put_items(&good[..cut]);
+        assert!(matches!(v.error(), Error::Container { .. }), "cut at {cut}");
+    }
+}
+
+#[test]
+fn file_oversized() {
+    let v = Victim::new(Scheme::Int8);
+    let mut bytes = std::fs::read(v.items()).unwrap();
+    bytes.push(0);
+    std::fs::write(v.items(), &bytes).unwrap();
+    assert!(matches!(v.error(), Error::FileSize { .. }));
+}
+
+#[test]
+fn trailing_bytes() {
+    let v = Victim::new(Scheme::Int8);
+    let mut bytes = std::fs::read(v.items()).unwrap();
+    bytes.extend_from_slice(&[0; 64]);
+    v.put_items(&bytes);
+    assert!(matches!(v.error(), Error::Container { .. }));
+}
+
+#[test]
+fn foreign_file() {
+    let v = Victim::new(Scheme::Int8);
+    v.put_items(&[0x89, b'P', b'N', b'G', 0x0d, 0x0a, 0x1a, 0x0a, 0, 0, 0, 0]);
+    assert!(matches!(v.error(), Error::HeaderTooLarge { .. }));
+    v.put_items(&[4, 0, 0, 0, 0, 0, 0, 0, b'a', b'b', b'c', b'd']);
+    assert!(matches!(v.error(), Error::Container { .. }));
+}
+
+#[test]
+fn header_length_lie() {
+    let v = Victim::new(Scheme::Int8);
+    let good = std::fs::read(v.items()).unwrap();
+    for lie in [64 * 1024 + 1, 100_000_000, u64::MAX, u64::MAX - 7, 1 << 63] {
+        let mut bad = good.clone();
+        bad[..8].copy_from_slice(&lie.to_le_bytes());
+        v.put_items(&bad);
+        assert!(matches!(v.error(), Error::HeaderTooLarge { .. }), "{lie}");
+    }
+    for lie in [0u64, 1, 64 * 1024] {
+        let mut bad = good.clone();
+        bad[..8].copy_from_slice(&lie.to_le_bytes());
+        v.put_items(&bad);
+        assert!(matches!(v.error(), Error::Container { .. }), "{lie}");
+    }
+}
+
+#[test]
+fn wrong_dtype() {
+    let v = Victim::new(Scheme::Int8);
+    v.edit_items(|header, _| header["codes"]["dtype"] = json!("U8"));
+    assert!(matches!(v.error(), Error::Dtype { tensor, .. } if tensor == "codes"));
+    let v = Victim::new(Scheme::Int8);
+    v.edit_items(|header, _| header["ids.order"]["dtype"] = json!("I32"));
+    assert!(matches!(v.error(), Error::Dtype { tensor, .. } if tensor == "ids.order"));
+    let v = Victim::new(Scheme::Int8);
+    v.edit_items(|header, _| header["ids.offsets"]["dtype"] = json!("F64"));
+    assert!(matches!(v.error(), Error::Dtype { tensor, .. } if tensor == "ids.offsets"));
+}
+
+#[test]
+fn unknown_dtype() {
+    let v = Victim::new(Scheme::Int8);
+    v.edit_items(|header, _| header["codes"]["dtype"] = json!("Q3"));
+    assert!(matches!(v.error(), Error::Container { .. }));
+}
+
+#[test]
+fn wrong_shape() {
+    for shape in [json!([DIM, N]), json!([N * DIM]), json!([N, DIM, 1])] {
+        let v = Victim::new(Scheme::Int8);
+        v.edit_items(|header, _| header["codes"]["shape"] = shape.clone());
+        assert!(matches!(v.error(), Error::Shape { tensor, .. } if tensor == "codes"));
+    }
+}
+
+#[test]
+fn inflated_dims() {
+    for shape in [
+        json!([1u64 << 40, 1u64 << 40]),
+        json!([u64::MAX, 1]),
+        json!([N, DIM * 2]),
+    ] {
+        let v = Victim::new(Scheme::Int8);
+        v.edit_items(|header, _| header["codes"]["shape"] = shape.clone());
+        assert!(matches!(v.error(), Error::Container { .. }), "{shape}");
+    }
+    // Nothing times anything: the container accepts it, we do not.
+    let v = Victim::new(Scheme::Int8);
+    v.edit_items(|header, _| {
+        header["bias2"] = json!({"dtype": "F32", "shape": [0, u64::MAX], "data_offsets": [0, 0]});
+    });
+    assert!(matches!(
+        v.error(),
+        Error::UnexpectedTensor { .. } | Error::Container { .. }
+    ));
+}
+
+#[test]
+fn overlapping_offsets() {
+    let v = Victim::new(Scheme::Int8);
+    v.edit_items(|header, _| {
+        let codes = header["codes"]["data_offsets"].clone();
+        let length = (N * 4) as u64;
+        let start = codes[0].as_u64().unwrap();
+        header["scales"]["data_offsets"] = json!([start, start + length]);
+    });
+    assert!(matches!(v.error(), Error::Container { .. }));
+}
+
+#[test]
+fn offsets_with_a_hole_or_backwards() {
+    let v = Victim::new(Scheme::Int8);
+    v.edit_items(|header, _| {
+        header.as_object_mut().unwrap().remove("scales");
+    });
+    assert!(matches!(v.error(), Error::Container { .. }));
+    let v = Victim::new(Scheme::Int8);
+    v.edit_items(|header, _| header["codes"]["data_offsets"] = json!([N * DIM, 0]));
+    assert!(matches!(v.error(), Error::Container { .. }));
+}
+
+#[test]
+fn misaligned() {
+    let v = Victim::new(Scheme::Int8);
+    let (header, data) = split(&v.items());
+    // One more space in front of the data shifts every tensor by one byte.
+    let mut text = header.to_string().into_bytes();
+    text.resize((text.len() + 8).next_multiple_of(64) - 7, b' ');
+    v.put_items(&[&(text.len() as u64).to_le_bytes(), text.as_slice(), &data].concat());
+    assert!(matches!(v.error(), Error::Misaligned { offset, .. } if offset % 64 == 1));
+}
+
+#[test]
+fn unexpected_tensor() {
+    let v = Victim::new(Scheme::Int8);
+    v.edit_items(|header, data| {
+        let start = data.len();
+        let pad = start.next_multiple_of(64) - start;
+        data.resize(start + pad + 4, 0);
+        header["pad.end"] =
+            json!({"dtype": "U8", "shape": [pad], "data_offsets": [start, start + pad]});
+        header["../../x"] =
+            json!({"dtype": "U8", "shape": [4], "data_offsets": [start + pad, start + pad + 4]});
+    });
+    assert!(matches!(v.error(), Error::UnexpectedTensor { tensor, .. } if tensor == "../../x"));
+}
+
+#[test]
+fn headers_at_random_never_panic() {
+    let v = Victim::new(Scheme::Int8);
+    let good = std::fs::read(v.items()).unwrap();
+    let mut rng = common::Rng(4);
+    for _ in 0..400 {
+        let mut bad = good.clone();
+        for _ in 0..1 + rng.next() % 3 {
+            // Mostly the header, sometimes the data.
+            let end = if rng.next() % 3 == 0 { bad.len() } else { 1500 };
+            let at = rng.next() as usize % end.min(bad.len());
+            bad[at] = rng.next() as u8;
+        }
+        v.put_items(&bad);
+        use_everything(&v.path);
+        let _ = v.open().map(|b| b.verify());
+    }
+}
+
+// ---- content: opened without complaint, an error where it is used, found by verify
+
+#[test]
+fn ids_offsets_beyond_bytes() {
+    let v = Victim::new(Scheme::Int8);
+    v.poke("ids.offsets", 8, &u64::MAX.to_le_bytes());
+    let bundle = v.open().unwrap();
+    for row in [0, 1] {
+        let e = bundle.table().key(row).unwrap_err();
+        assert!(matches!(e, Error::CorruptTensor { tensor, .. } if tensor == "ids.offsets"));
+    }
+    assert!(
+        matches!(v.verify(), Error::CorruptTensor { tensor, row: 0, .. } if tensor == "ids.offsets")
+    );
+}
+
+#[test]
+fn ids_offsets_decreasing() {
+    let v = Victim::new(Scheme::Int8);
+    v.poke("ids.offsets", 8 * 5, &1u64.to_le_bytes());
+    assert!(
+        matches!(v.verify(), Error::CorruptTensor { tensor, row: 4, .. } if tensor == "ids.offsets")
+    );
+}
+
+#[test]
+fn id_not_utf8() {
+    let v = Victim::new(Scheme::Int8);
+    v.poke("ids.bytes", 0, &[0xff]);
+    let e = v.open().unwrap().table().key(0).unwrap_err();
+    assert!(matches!(e, Error::CorruptTensor { tensor, row: 0, .. } if tensor == "ids.bytes"));
+    assert!(
+        matches!(v.verify(), Error::CorruptTensor { tensor, row: 0, .. } if tensor == "ids.bytes")
+    );
+}
+
+#[test]
+fn ids_order_out_of_range() {
+    let v = Victim::new(Scheme::Int8);
+    for i in 0..N {
+        v.poke("ids.order", i * 4, &u32::MAX.to_le_bytes());
+    }
+    let e = v.open().unwrap().table().find("item-1").unwrap_err();
+    assert!(matches!(e, Error::CorruptTensor { tensor, .. } if tensor == "ids.order"));
+    assert!(matches!(v.verify(), Error::CorruptTensor { tensor, .. } if tensor == "ids.order"));
+}
+
+#[test]
+fn ids_order_not_sorted() {
+    let v = Victim::new(Scheme::Int8);
+    v.poke("ids.order", 0, &5u32.to_le_bytes());
+    assert!(matches!(v.verify(), Error::CorruptTensor { tensor, .. } if tensor == "ids.order"));
+}
+
+#[test]
+fn ids_twice() {
+    let v = Victim::new(Scheme::Int8);
+    // item-1 becomes a second item-0.
+    v.poke("ids.bytes", "item-0item-".len(), b"0");
+    assert!(matches!(v.verify(), Error::CorruptTensor { tensor, .. } if tensor == "ids.order"));
+}
+
+#[test]
+fn code_minus_128() {
+    let v = Victim::new(Scheme::Int8);
+    v.poke("codes", DIM + 3, &[0x80]);
+    assert!(matches!(v.verify(), Error::CorruptTensor { tensor, row: 1, .. } if tensor == "codes"));
+}
+
+#[test]
+fn scales_not_positive() {
+    for bad in [0.0f32, -1.0, f32::NAN, f32::INFINITY] {
+        let v = Victim::new(Scheme::Int8);
+        v.poke("scales", 8, &bad.to_le_bytes());
+        assert!(
+            matches!(v.verify(), Error::CorruptTensor { tensor, row: 2, .. } if tensor == "scales")
+        );
+    }
+}
+
+#[test]
+fn floats_not_finite() {
+    let v = Victim::new(Scheme::F32);
+    v.poke("codes", DIM * 4, &f32::NAN.to_le_bytes());
+    assert!(matches!(v.verify(), Error::NonFinite { row: 1, .. }));
+    let v = Victim::new(Scheme::F16);
+    v.poke("codes", DIM * 2 * 3, &0x7c00u16.to_le_bytes());
+    assert!(matches!(v.verify(), Error::NonFinite { row: 3, .. }));
+    for column in ["bias", "popularity"] {
+        let v = Victim::new(Scheme::Int8);
+        v.poke(column, 4, &f32::INFINITY.to_le_bytes());
+        assert!(matches!(v.verify(), Error::NonFinite { what, row: 1 } if what == column));
+    }
+}
+
+#[test]
+fn attribute_codes_beyond_the_dictionary() {
+    for (tensor, attribute, row) in [("attr.color", "color", 0), ("attr.tags", "tags", 1)] {
+        let v = Victim::new(Scheme::Int8);
+        v.poke(tensor, 0, &7u32.to_le_bytes());
+        let bundle = v.open().unwrap();
+        let e = bundle.table().attribute(attribute, row).unwrap_err();
+        assert!(matches!(e, Error::CorruptTensor { tensor: t, .. } if t == tensor));
+        assert!(matches!(v.verify(), Error::CorruptTensor { tensor: t, .. } if t == tensor));
+    }
+}
+
+#[test]
+fn attribute_list_offsets_beyond_the_codes() {
+    let v = Victim::new(Scheme::Int8);
+    v.poke("attr.tags.offsets", 8 * 3, &1_000_000u64.to_le_bytes());
+    let e = v.open().unwrap().table().attribute("tags", 2).unwrap_err();
+    assert!(matches!(e, Error::CorruptTensor { tensor, .. } if tensor == "attr.tags.offsets"));
+    assert!(
+        matches!(v.verify(), Error::CorruptTensor { tensor, .. } if tensor == "attr.tags.offsets")
+    );
+}
+
+#[test]
+fn swapped_content_of_the_same_length() {
+    let v = Victim::new(Scheme::Int8);
+    let mut bytes = std::fs::read(v.items()).unwrap();
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    std::fs::write(v.items(), &bytes).unwrap();
+    assert!(matches!(
+        v.open().unwrap().verify(),
+        Err(Error::Digest { .. })
+    ));
+}
