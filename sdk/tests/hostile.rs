@@ -204,7 +204,7 @@ fn scheme_unknown() {
 fn manifest_fields_out_of_range() {
     let edits: [(&str, Value); 16] = [
         ("dim", json!(0)),
-        ("dim", json!(1 << 40)),
+        ("dim", json!(1u64 << 40)),
         ("dim", json!(-1)),
         ("items", json!(0)),
         ("items", json!(1u64 << 32)),

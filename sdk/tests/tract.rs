@@ -113,10 +113,10 @@ fn the_probe_runs() {
         let bundle = tower_bundle(folder.path(), &user, &fusion).unwrap();
         let mut m = bundle.manifest().clone();
         m.probe = Some(tercet::bundle::Probe {
-            history: ["item-3", "item-4"]
-                .map(|item| tercet::bundle::ProbeEvent {
+            history: [("item-3", "view"), ("item-4", "buy")]
+                .map(|(item, behavior)| tercet::bundle::ProbeEvent {
                     item: item.into(),
-                    behavior: "buy".into(),
+                    behavior: behavior.into(),
                 })
                 .to_vec(),
             expected: expected.clone(),

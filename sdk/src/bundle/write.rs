@@ -91,6 +91,10 @@ impl TensorWriter {
     /// # Errors
     /// [`Error::InvalidArgument`] if another tensor is due or `bytes` exceed its shape.
     pub fn write(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
+        // A tensor without elements is complete before it begins.
+        if bytes.is_empty() {
+            return Ok(());
+        }
         self.close_full()?;
         let due = self.queue.last_mut().ok_or_else(|| {
             Error::argument(format!("tensor {name:?} comes after the last declared one"))
