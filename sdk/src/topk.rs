@@ -116,7 +116,7 @@ mod tests {
             block in 1usize..700,
             modulus in 1u32..5,
         ) {
-            let accept = |row: Row| row % modulus == 0;
+            let accept = |row: Row| row.is_multiple_of(modulus);
             let mut top = TopK::new(k, scores.len());
             for (b, part) in scores.chunks(block).enumerate() {
                 top.offer((b * block) as Row, part, &accept);

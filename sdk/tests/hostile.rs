@@ -444,7 +444,11 @@ fn headers_at_random_never_panic() {
         let mut bad = good.clone();
         for _ in 0..1 + rng.next() % 3 {
             // Mostly the header, sometimes the data.
-            let end = if rng.next() % 3 == 0 { bad.len() } else { 1500 };
+            let end = if rng.next().is_multiple_of(3) {
+                bad.len()
+            } else {
+                1500
+            };
             let at = rng.next() as usize % end.min(bad.len());
             bad[at] = rng.next() as u8;
         }

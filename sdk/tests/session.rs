@@ -351,3 +351,14 @@ fn damaged_snapshots() {
         Err(Error::Io { .. })
     ));
 }
+
+#[test]
+fn bundles_are_shared_and_sessions_move_between_threads() {
+    fn shared<T: Send + Sync>() {}
+    fn moved<T: Send>() {}
+    shared::<Bundle>();
+    shared::<tercet::ItemTable>();
+    shared::<Error>();
+    moved::<Session>();
+    moved::<tercet::UserTower>();
+}

@@ -53,7 +53,9 @@ fn batches_equal_single_runs() {
     assert_eq!(all.len(), 70 * DIM);
     let mut tower = bundle.load_user_tower().unwrap();
     for (i, history) in histories.iter().enumerate() {
-        let one = tower.encode(bundle.table(), &[history.clone()]).unwrap();
+        let one = tower
+            .encode(bundle.table(), std::slice::from_ref(history))
+            .unwrap();
         for (a, b) in one.iter().zip(&all[i * DIM..]) {
             assert!((a - b).abs() < 1e-6);
         }

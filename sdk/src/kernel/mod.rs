@@ -244,7 +244,7 @@ mod tests {
         for kernel in available() {
             let mut out = [0];
             kernel.dot_i8(&a, &b, &mut out);
-            assert_eq!(out[0], -(127 * 127 << 16), "{}", kernel.name());
+            assert_eq!(out[0], -((127 * 127) << 16), "{}", kernel.name());
         }
     }
 
