@@ -1,4 +1,7 @@
 //! Models to compare with: they need no features.
 
+pub mod closed_form;
 pub mod ease;
+pub mod graph_mf;
 pub mod popularity;
+pub mod sasrec;

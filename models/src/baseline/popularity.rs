@@ -13,6 +13,11 @@ pub struct Popularity {
 }
 
 impl Popularity {
+    /// From the score of each item.
+    pub fn new(counts: Vec<f32>) -> Self {
+        Self { counts }
+    }
+
     /// Counts the rows of the splits, of the target behaviour if the data has one. Repeated events
     /// count.
     pub fn fit(data: &Dataset, fit_on: FitOn) -> Self {

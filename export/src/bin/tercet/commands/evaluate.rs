@@ -1,0 +1,110 @@
+//! `tercet evaluate`
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use clap::ValueEnum;
+use serde::Serialize;
+use tercet_models::data::Split;
+use tercet_models::eval::{EvalProtocol, EvalReport, evaluate};
+use tercet_models::run::{self, TrainedRun};
+
+use super::shared::{self, Protocol};
+use crate::output;
+
+#[derive(Clone, Copy, ValueEnum)]
+enum SplitArg {
+    Valid,
+    Test,
+}
+
+/// Options of `evaluate`.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Trained run.
+    #[arg(long, required_unless_present = "bundle", conflicts_with = "bundle")]
+    run: Option<PathBuf>,
+    /// Bundle, evaluated through the runtime as on a device.
+    #[arg(long)]
+    bundle: Option<PathBuf>,
+    /// Data set folder.
+    #[arg(long)]
+    data: PathBuf,
+    /// Rows to find.
+    #[arg(long, value_enum, default_value = "test")]
+    split: SplitArg,
+    /// Report cold and warm items and lengths of history apart.
+    #[arg(long)]
+    slices: bool,
+    /// The behaviour to predict; that of the run when absent.
+    #[arg(long)]
+    target_behavior: Option<String>,
+    #[command(flatten)]
+    protocol: Protocol,
+    /// cpu, or cuda:N in a build with that feature.
+    #[arg(long, default_value = "cpu")]
+    device: String,
+    /// Threads; all cores when absent.
+    #[arg(long)]
+    threads: Option<usize>,
+    /// Print as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// The JSON of `evaluate`.
+#[derive(Serialize)]
+struct Report {
+    model: String,
+    source: &'static str,
+    #[serde(flatten)]
+    result: EvalReport,
+    seconds: f64,
+}
+
+pub(crate) fn run(args: Args) -> Result<()> {
+    shared::threads(args.threads)?;
+    let protocol = EvalProtocol {
+        split: match args.split {
+            SplitArg::Valid => Split::Valid,
+            SplitArg::Test => Split::Test,
+        },
+        slices: args.slices,
+        ..args.protocol.parse()?
+    };
+    let started = Instant::now();
+    let (model, source, result) = if let Some(path) = &args.run {
+        let dev = run::device(&args.device)?;
+        let trained = TrainedRun::open(path, &dev)
+            .with_context(|| format!("cannot open the run {}", path.display()))?;
+        let mut options = trained.config.load_options();
+        if args.target_behavior.is_some() {
+            options.target_behavior.clone_from(&args.target_behavior);
+        }
+        let data = shared::open_data(&args.data, &options)?;
+        let scorer = trained.scorer(&data, &dev)?;
+        (trained.config.model.clone(), "run", evaluate(scorer.as_ref(), &data, &protocol)?)
+    } else {
+        anyhow::bail!("give --run or --bundle");
+    };
+    let report = Report { model, source, result, seconds: started.elapsed().as_secs_f64() };
+    if args.json {
+        return output::json(&report);
+    }
+    println!(
+        "{} ({}) on {}: {} users, {} items, {:.1} s",
+        report.model, report.source, report.result.split.name(), report.result.users, report.result.items, report.seconds
+    );
+    output::metric_table(&[("all", &report.result.metrics)]);
+    let slices: Vec<(&str, _)> = report
+        .result
+        .slices
+        .iter()
+        .map(|(name, s)| (name.as_str(), &s.metrics))
+        .collect();
+    if !slices.is_empty() {
+        output::metric_table(&slices);
+    }
+    Ok(())
+}

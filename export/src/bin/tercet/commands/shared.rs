@@ -1,0 +1,155 @@
+//! Options that several verbs take.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use clap::Args;
+use tercet_models::Error;
+use tercet_models::data::{Dataset, LoadOptions};
+use tercet_models::eval::{Candidates, EvalProtocol, HistoryRule, MaskRule};
+use tercet_models::run::RunConfig;
+use tercet_models::train::TrainReport;
+
+use crate::output;
+
+/// Configuration of a training run.
+#[derive(Args, Clone)]
+pub(crate) struct Training {
+    /// Configuration file (TOML): top-level keys, [train] and [params].
+    #[arg(long)]
+    pub(crate) config: Option<PathBuf>,
+    /// Override one value: a hyper-parameter (`reg=1e-4`) or `train.patience=5`. Repeatable.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub(crate) set: Vec<String>,
+    /// Most epochs.
+    #[arg(long)]
+    pub(crate) epochs: Option<u64>,
+    /// Seed of every random number.
+    #[arg(long)]
+    pub(crate) seed: Option<u64>,
+    /// cpu, or cuda:N in a build with that feature.
+    #[arg(long, default_value = "cpu")]
+    pub(crate) device: String,
+    /// Threads; all cores when absent.
+    #[arg(long)]
+    pub(crate) threads: Option<usize>,
+    /// Continue an interrupted run from its checkpoint.
+    #[arg(long)]
+    pub(crate) resume: bool,
+    /// Print the report as JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+impl Training {
+    /// Overlays the file and the flags on a model's defaults.
+    pub(crate) fn apply(&self, spec: &mut RunConfig) -> Result<()> {
+        if let Some(path) = &self.config {
+            let text = std::fs::read_to_string(path)
+                .with_context(|| format!("cannot read {}", path.display()))?;
+            spec.merge_toml(&text)
+                .with_context(|| format!("in {}", path.display()))?;
+        }
+        if let Some(seed) = self.seed {
+            spec.seed = seed;
+        }
+        for s in &self.set {
+            spec.set(s)?;
+        }
+        if let Some(n) = self.epochs {
+            spec.train.epochs = n;
+        }
+        spec.check()?;
+        Ok(())
+    }
+}
+
+/// Sets the size of the thread pool, once, before any work.
+pub(crate) fn threads(n: Option<usize>) -> Result<()> {
+    if let Some(n) = n {
+        anyhow::ensure!(n > 0, "--threads must be at least 1");
+        rayon::ThreadPoolBuilder::new()
+            .num_threads(n)
+            .build_global()
+            .context("the thread pool is already running")?;
+    }
+    Ok(())
+}
+
+/// Which histories, masks and candidates evaluation uses.
+#[derive(Args, Clone)]
+pub(crate) struct Protocol {
+    /// `full`, or `sampled:N` negatives (much easier; not comparable).
+    #[arg(long, default_value = "full")]
+    pub(crate) protocol: String,
+    /// Cut-offs.
+    #[arg(long, value_delimiter = ',', default_value = "10,20")]
+    pub(crate) k: Vec<usize>,
+    /// What test queries look back on: auto, train, train-valid.
+    #[arg(long, default_value = "auto")]
+    pub(crate) history: String,
+    /// What is left out of the ranking: auto, history, target-behavior, none.
+    #[arg(long, default_value = "auto")]
+    pub(crate) mask: String,
+}
+
+impl Protocol {
+    pub(crate) fn parse(&self) -> Result<EvalProtocol> {
+        let candidates = match self.protocol.strip_prefix("sampled:") {
+            Some(n) => Candidates::Sampled {
+                n: n.parse().context("--protocol sampled:N needs a number")?,
+                seed: 0,
+            },
+            None if self.protocol == "full" => Candidates::Full,
+            None => anyhow::bail!("--protocol must be full or sampled:N, got `{}`", self.protocol),
+        };
+        let history = match self.history.as_str() {
+            "auto" => HistoryRule::Auto,
+            "train" => HistoryRule::Train,
+            "train-valid" => HistoryRule::TrainValid,
+            other => anyhow::bail!("--history must be auto, train or train-valid, got `{other}`"),
+        };
+        let mask = match self.mask.as_str() {
+            "auto" => MaskRule::Auto,
+            "history" => MaskRule::History,
+            "target-behavior" => MaskRule::TargetBehavior,
+            "none" => MaskRule::None,
+            other => anyhow::bail!("--mask must be auto, history, target-behavior or none, got `{other}`"),
+        };
+        Ok(EvalProtocol { ks: self.k.clone(), candidates, history, mask, ..EvalProtocol::default() })
+    }
+}
+
+/// Opens a data set folder.
+pub(crate) fn open_data(dir: &std::path::Path, options: &LoadOptions) -> Result<Dataset> {
+    Dataset::open(dir, options).with_context(|| format!("cannot use the data set {}", dir.display()))
+}
+
+/// Turns an interruption into advice.
+pub(crate) fn explain_stop(error: Error, out: &std::path::Path) -> anyhow::Error {
+    match error {
+        Error::Interrupted => anyhow::anyhow!(
+            "interrupted; what is finished is kept in {}: repeat the command with --resume to go on",
+            out.display()
+        ),
+        other => other.into(),
+    }
+}
+
+/// Prints a training report.
+pub(crate) fn print_report(report: &TrainReport, json: bool) -> Result<()> {
+    if json {
+        return output::json(report);
+    }
+    println!(
+        "{}: epoch {} of {} selected on {}, {:.1} s",
+        report.model,
+        report.best_epoch,
+        report.epochs,
+        report.selected_on.name(),
+        report.seconds
+    );
+    output::metric_table(&[("valid", &report.valid), ("test", &report.test)]);
+    println!("run: {}", report.run.display());
+    Ok(())
+}

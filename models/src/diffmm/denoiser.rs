@@ -1,0 +1,526 @@
+//! The per-modality denoiser of user rows, its loss, and exact generation in hidden space.
+
+use std::sync::Mutex;
+
+use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Shape, Tensor};
+use rayon::prelude::*;
+
+use super::config::DiffMmConfig;
+use super::schedule::{Schedule, time_embedding};
+use crate::data::Csr;
+use crate::error::Result;
+use crate::graph::SparseMatrix;
+use crate::ops;
+use crate::params::{Adam, Params, TensorMap};
+use crate::rng::{self, Purpose};
+use crate::simd;
+
+/// `I → H → I` network that restores a user's interaction row from a noised copy.
+///
+/// `h = tanh(x W_x + e(t) W_τ + b₁)`, `y = h W₂ + b₂`, with `e(t)` an affine map of the step
+/// embedding. Weights are stored input-major (`[I, H]` and `[H, I]`), so that the first layer of
+/// a clean row is a sum of rows.
+#[derive(Debug)]
+pub struct Denoiser {
+    items: usize,
+    params: Params,
+    adam: Adam,
+    w_step: Tensor,
+    b_step: Tensor,
+    w_x: Tensor,
+    w_tau: Tensor,
+    b1: Tensor,
+    w2: Tensor,
+    b2: Tensor,
+    dev: Device,
+}
+
+impl Denoiser {
+    /// A freshly initialised denoiser; `index` separates the streams of the modalities.
+    pub fn new(
+        items: usize,
+        cfg: &DiffMmConfig,
+        index: usize,
+        seed: u64,
+        dev: &Device,
+    ) -> Result<Self> {
+        let (h, e) = (cfg.hidden, cfg.time_width);
+        let mut params = Params::default();
+        let mut rng = rng::stream(seed, Purpose::Init, &[0xD1FF, index as u64]);
+        let std = |fan_in: usize, fan_out: usize| (2.0 / (fan_in + fan_out) as f64).sqrt();
+        let w_step = params.add("w_step", &rng::normal(&mut rng, (e, e), std(e, e), dev)?)?;
+        let b_step = params.add("b_step", &rng::normal(&mut rng, e, 1e-3, dev)?)?;
+        let s1 = std(items + e, h);
+        let w_x = params.add("w_x", &rng::normal(&mut rng, (items, h), s1, dev)?)?;
+        let w_tau = params.add("w_tau", &rng::normal(&mut rng, (e, h), s1, dev)?)?;
+        let b1 = params.add("b1", &rng::normal(&mut rng, h, 1e-3, dev)?)?;
+        let w2 = params.add("w2", &rng::normal(&mut rng, (h, items), std(h, items), dev)?)?;
+        let b2 = params.add("b2", &rng::normal(&mut rng, items, 1e-3, dev)?)?;
+        let adam = Adam::new(&params, cfg.lr, 0.0)?;
+        Ok(Self {
+            items,
+            params,
+            adam,
+            w_step,
+            b_step,
+            w_x,
+            w_tau,
+            b1,
+            w2,
+            b2,
+            dev: dev.clone(),
+        })
+    }
+
+    /// Trainable variables.
+    pub fn params(&self) -> &Params {
+        &self.params
+    }
+
+    /// Contribution of the diffusion steps to the hidden layer, `e(t) W_τ + b₁`, one row a step.
+    fn step_bias(&self, steps: &[usize]) -> Result<Tensor> {
+        let width = self.w_step.dim(0)?;
+        let raw: Vec<f32> = steps
+            .iter()
+            .flat_map(|&t| time_embedding(t, width))
+            .collect();
+        let raw = Tensor::from_vec(raw, (steps.len(), width), &self.dev)?;
+        let e = raw.matmul(&self.w_step)?.broadcast_add(&self.b_step)?;
+        Ok(e.matmul(&self.w_tau)?.broadcast_add(&self.b1)?)
+    }
+
+    /// Restored rows for corrupted rows `x` `[B, I]` at the given steps.
+    pub fn forward(&self, x: &Tensor, steps: &[usize]) -> Result<Tensor> {
+        let h = (ops::input_linear(x, &self.w_x)? + self.step_bias(steps)?)?.tanh()?;
+        Ok(h.matmul(&self.w2)?.broadcast_add(&self.b2)?)
+    }
+
+    /// One Adam step on the loss of a batch; returns the loss.
+    pub fn train_step(&mut self, batch: &NoisyBatch, target: &LossTarget<'_>) -> Result<f64> {
+        let y = self.forward(&batch.x, &batch.steps)?;
+        let loss = target.loss(&y, batch)?;
+        let grads = loss.backward()?;
+        self.adam.step(&grads)?;
+        Ok(f64::from(loss.to_scalar::<f32>()?))
+    }
+
+    /// Reverse chain over all steps from the clean row, then the `k` best items of each user,
+    /// best first, ties to the lower item.
+    ///
+    /// The state of the chain is kept as its image under the first layer: with a linear output
+    /// layer the item-wide state never has to exist, and the result is the same up to rounding.
+    pub fn generate(&self, rows: &Csr, schedule: &Schedule, k: usize) -> Result<Vec<Vec<u32>>> {
+        let users = rows.rows();
+        let m = self.w2.matmul(&self.w_x)?; // [H, H]: hidden → restored row → first layer
+        let m_b = self.b2.unsqueeze(0)?.matmul(&self.w_x)?;
+        let all_steps: Vec<usize> = (0..schedule.steps()).collect();
+        let bias = self.step_bias(&all_steps)?.detach();
+        let w_x = self.w_x.flatten_all()?.to_vec1::<f32>()?;
+        let width = self.w_x.dim(1)?;
+        let mut out = Vec::with_capacity(users);
+        const BLOCK: usize = 512;
+        for start in (0..users).step_by(BLOCK) {
+            let n = BLOCK.min(users - start);
+            let clean: Vec<(u32, u32, f32)> = (0..n)
+                .flat_map(|r| rows.row((start + r) as u32).iter().map(move |&i| (r as u32, i, 1.0)))
+                .collect();
+            let clean = SparseMatrix::from_entries(n, self.items, &clean)?;
+            let mut g = Tensor::from_vec(clean.matmul_slice(&w_x, width), (n, width), &self.dev)?;
+            let mut h = g.clone();
+            for t in (0..schedule.steps()).rev() {
+                h = tanh_no_grad(&g.broadcast_add(&bias.narrow(0, t, 1)?)?)?;
+                if t > 0 {
+                    let image = h.matmul(&m)?.broadcast_add(&m_b)?;
+                    g = ((image * schedule.posterior_x0[t])? + (g * schedule.posterior_xt[t])?)?;
+                }
+            }
+            out.extend(self.top_items(&h, n, k)?);
+        }
+        Ok(out)
+    }
+
+    /// Best items of `h W₂ + b₂`, tile by tile over the items.
+    fn top_items(&self, h: &Tensor, n: usize, k: usize) -> Result<Vec<Vec<u32>>> {
+        const TILE: usize = 2048;
+        let mut best: Vec<Vec<(f32, u32)>> = vec![Vec::with_capacity(k + 1); n];
+        for start in (0..self.items).step_by(TILE) {
+            let len = TILE.min(self.items - start);
+            let w = self.w2.narrow(1, start, len)?;
+            let b = self.b2.narrow(0, start, len)?;
+            let y = h.matmul(&w)?.broadcast_add(&b)?;
+            let y = y.flatten_all()?.to_vec1::<f32>()?;
+            best.par_iter_mut()
+                .zip(y.par_chunks(len))
+                .for_each(|(best, row)| {
+                    for (j, &s) in row.iter().enumerate() {
+                        // Strictly greater keeps the lower item on ties.
+                        if best.len() < k || s > best[best.len() - 1].0 {
+                            let at = best.partition_point(|&(b, _)| b >= s);
+                            best.insert(at, (s, (start + j) as u32));
+                            best.truncate(k);
+                        }
+                    }
+                });
+        }
+        Ok(best
+            .into_iter()
+            .map(|b| b.into_iter().map(|(_, i)| i).collect())
+            .collect())
+    }
+
+    /// Parameters and optimizer state, for a checkpoint.
+    pub fn export(&self, prefix: &str, out: &mut TensorMap) -> Result<()> {
+        self.params.export(prefix, out)?;
+        self.adam.export(&format!("{prefix}adam."), out)
+    }
+
+    /// Restores what [`Denoiser::export`] wrote.
+    pub fn import(&mut self, prefix: &str, from: &TensorMap) -> Result<()> {
+        self.params.import(prefix, from)?;
+        self.adam.import(&format!("{prefix}adam."), from)
+    }
+}
+
+fn tanh_no_grad(x: &Tensor) -> Result<Tensor> {
+    if !x.device().is_cpu() {
+        return Ok(x.tanh()?);
+    }
+    let mut v = x.flatten_all()?.to_vec1::<f32>()?;
+    simd::dispatch(|| {
+        v.iter_mut()
+            .for_each(|x| *x = 1.0 - 2.0 / (simd::exp(2.0 * *x) + 1.0));
+    });
+    Ok(Tensor::from_vec(v, x.shape(), x.device())?)
+}
+
+/// Corrupted rows of a batch of users, ready for the network.
+#[derive(Debug)]
+pub struct NoisyBatch {
+    /// `[B, I]`: noised row with dropout (kept entries scaled by `1/(1−p)`).
+    pub x: Tensor,
+    /// Diffusion step of each row.
+    pub steps: Vec<usize>,
+    /// Observed items of each row.
+    pub observed: Vec<Vec<u32>>,
+}
+
+impl NoisyBatch {
+    /// Draws steps, noise and dropout for the given users. Every number depends only on
+    /// `(seed, modality, epoch, user)`.
+    #[allow(clippy::too_many_arguments)]
+    pub fn draw(
+        users: &[u32],
+        rows: &Csr,
+        items: usize,
+        schedule: &Schedule,
+        dropout: f64,
+        key: (u64, u64, u64),
+        dev: &Device,
+    ) -> Result<Self> {
+        use rand::Rng;
+        use rand_distr::{Distribution, StandardNormal};
+        let (seed, modality, epoch) = key;
+        let stream = |p: Purpose, u: u32| rng::stream(seed, p, &[modality, epoch, u64::from(u)]);
+        let steps: Vec<usize> = users
+            .iter()
+            .map(|&u| rng::below(&mut stream(Purpose::Noise, u), schedule.steps()))
+            .collect();
+        let scale = (1.0 / (1.0 - dropout)) as f32;
+        // A byte per entry decides what is kept, to 1/256: exact for the published rate of 0.5.
+        let drop_below = (dropout * 256.0).round() as u16;
+        let mut x = vec![0f32; users.len() * items];
+        x.par_chunks_mut(items.max(1))
+            .zip(users.par_iter())
+            .zip(steps.par_iter())
+            .for_each(|((row, &u), &t)| {
+                let (signal, noise) = schedule.mix(t);
+                let mut draw = stream(Purpose::Dropout, u);
+                for &i in rows.row(u) {
+                    row[i as usize] = signal;
+                }
+                for chunk in row.chunks_mut(8) {
+                    let keep = draw.next_u64().to_le_bytes();
+                    for (x, k) in chunk.iter_mut().zip(keep) {
+                        // Dropped entries need no noise: they are zero either way.
+                        *x = if u16::from(k) < drop_below {
+                            0.0
+                        } else {
+                            let e: f32 = StandardNormal.sample(&mut draw);
+                            (*x + noise * e) * scale
+                        };
+                    }
+                }
+            });
+        Ok(Self {
+            x: Tensor::from_vec(x, (users.len(), items), dev)?,
+            steps,
+            observed: users.iter().map(|&u| rows.row(u).to_vec()).collect(),
+        })
+    }
+}
+
+/// What the restored rows are compared with.
+#[derive(Debug)]
+pub struct LossTarget<'a> {
+    /// The schedule, for the loss weights.
+    pub schedule: &'a Schedule,
+    /// Projected features `[I, d]` (raw, detached) of the denoiser's modality, or none without
+    /// modality-aware signal injection.
+    pub features: Option<&'a Tensor>,
+    /// Item id table `[I, d]`, detached.
+    pub item_ids: &'a Tensor,
+    /// λ0.
+    pub msi_weight: f64,
+}
+
+impl LossTarget<'_> {
+    /// `mean_b w(t_b) · mse_b + λ0 · mean_b ‖y_b F − x0_b Q‖² / d`.
+    pub fn loss(&self, y: &Tensor, batch: &NoisyBatch) -> Result<Tensor> {
+        let weights: Vec<f32> = batch
+            .steps
+            .iter()
+            .map(|&t| self.schedule.loss_weight[t] as f32)
+            .collect();
+        let (rows, items) = y.dims2()?;
+        let reconstruction = if y.device().is_cpu() {
+            y.apply_op1(RowError {
+                weights,
+                observed: batch.observed.clone(),
+            })?
+        } else {
+            let mut x0 = vec![0f32; rows * items];
+            for (r, obs) in batch.observed.iter().enumerate() {
+                obs.iter().for_each(|&i| x0[r * items + i as usize] = 1.0);
+            }
+            let x0 = Tensor::from_vec(x0, (rows, items), y.device())?;
+            let w = Tensor::from_slice(&weights, rows, y.device())?;
+            ((y - x0)?.sqr()?.mean(1)? * w)?.mean_all()?
+        };
+        let Some(f) = self.features else {
+            return Ok(reconstruction);
+        };
+        let d = self.item_ids.dim(1)?;
+        let entries: Vec<(u32, u32, f32)> = batch
+            .observed
+            .iter()
+            .enumerate()
+            .flat_map(|(r, obs)| obs.iter().map(move |&i| (r as u32, i, 1.0)))
+            .collect();
+        let x0 = SparseMatrix::from_entries(rows, items, &entries)?;
+        let q = self.item_ids.to_device(&Device::Cpu)?.flatten_all()?.to_vec1::<f32>()?;
+        let wanted = Tensor::from_vec(x0.matmul_slice(&q, d), (rows, d), y.device())?;
+        let msi = (ops::frozen_linear(y, f)? - wanted)?.sqr()?.mean_all()?;
+        Ok((reconstruction + (msi * self.msi_weight)?)?)
+    }
+}
+
+/// `mean_b w_b · (1/I) Σ_i (x0_bi − y_bi)²` with a sparse binary x0, without item-wide copies.
+struct RowError {
+    weights: Vec<f32>,
+    observed: Vec<Vec<u32>>,
+}
+
+impl CustomOp1 for RowError {
+    fn name(&self) -> &'static str {
+        "row-error"
+    }
+
+    fn cpu_fwd(&self, s: &CpuStorage, l: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
+        let y = simd::f32_slice(s, l)?;
+        let items = l.dims()[1];
+        let total: f64 = y
+            .par_chunks(items)
+            .enumerate()
+            .map(|(r, row)| {
+                // ‖x0 − y‖² = ‖y‖² + Σ_{observed} (1 − 2 y_i)
+                let mut sum = f64::from(simd::dispatch(|| simd::dot(row, row)));
+                for &i in &self.observed[r] {
+                    sum += 1.0 - 2.0 * f64::from(row[i as usize]);
+                }
+                sum * f64::from(self.weights[r])
+            })
+            .collect::<Vec<_>>()
+            .iter()
+            .sum();
+        let n = (self.weights.len() * items) as f64;
+        Ok((CpuStorage::F32(vec![(total / n) as f32]), Shape::from(())))
+    }
+
+    fn bwd(&self, y: &Tensor, _r: &Tensor, g: &Tensor) -> candle_core::Result<Option<Tensor>> {
+        let (rows, items) = y.dims2()?;
+        let g = g.to_scalar::<f32>()? * 2.0 / (rows * items) as f32;
+        let out = Mutex::new(None);
+        {
+            let (s, l) = y.storage_and_layout();
+            if let candle_core::Storage::Cpu(s) = &*s {
+                let y = simd::f32_slice(s, l)?;
+                let mut d = vec![0f32; y.len()];
+                d.par_chunks_mut(items)
+                    .zip(y.par_chunks(items))
+                    .enumerate()
+                    .for_each(|(r, (d, y))| {
+                        let w = g * self.weights[r];
+                        simd::dispatch(|| d.iter_mut().zip(y).for_each(|(d, y)| *d = w * y));
+                        self.observed[r].iter().for_each(|&i| d[i as usize] -= w);
+                    });
+                *out.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(d);
+            }
+        }
+        match out.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
+            Some(d) => Ok(Some(Tensor::from_vec(d, (rows, items), y.device())?)),
+            None => Ok(Some(Tensor::zeros((rows, items), DType::F32, y.device())?)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The tiny network of oracle 10.6, weights given row-major as `[out, in]`.
+    fn tiny() -> Result<Denoiser> {
+        let dev = Device::Cpu;
+        let cfg = DiffMmConfig {
+            hidden: 2,
+            time_width: 2,
+            ..Default::default()
+        };
+        let d = Denoiser::new(3, &cfg, 0, 0, &dev)?;
+        let mut map = TensorMap::new();
+        let mut put = |n: &str, v: &[f32], shape: (usize, usize)| -> Result<()> {
+            map.insert(n.into(), Tensor::from_slice(v, shape, &dev)?.t()?.contiguous()?);
+            Ok(())
+        };
+        put("w_step", &[1., 0.5, -0.5, 1.], (2, 2))?;
+        put("w_x", &[0.1, -0.2, 0.3, 0.2, 0.1, -0.1], (2, 3))?;
+        put("w_tau", &[0.05, -0.1, 0., 0.3], (2, 2))?;
+        put("w2", &[1., 0.5, -0.5, 0.25, 0.2, -1.], (3, 2))?;
+        map.insert("b_step".into(), Tensor::new(&[0f32, 0.1], &dev)?);
+        map.insert("b1".into(), Tensor::new(&[0.01f32, -0.02], &dev)?);
+        map.insert("b2".into(), Tensor::new(&[0f32, 0.1, -0.1], &dev)?);
+        d.params.import("", &map)?;
+        Ok(d)
+    }
+
+    fn row(items: &[u32]) -> Csr {
+        Csr {
+            offsets: vec![0, items.len()],
+            indices: items.to_vec(),
+        }
+    }
+
+    fn close(got: &[f32], want: &[f64]) {
+        for (g, w) in got.iter().zip(want) {
+            assert!((f64::from(*g) - w).abs() < 1e-6, "{got:?} {want:?}");
+        }
+    }
+
+    #[test]
+    fn forward_matches_oracle() -> Result<()> {
+        let d = tiny()?;
+        let x = Tensor::new(&[[1f32, 0., 1.], [1., 0., 1.], [1., 0., 1.]], &Device::Cpu)?;
+        let y = d.forward(&x, &[0, 1, 4])?.to_vec2::<f32>()?;
+        close(&y[0], &[0.4421278171, -0.1410532487, 0.0324021118]);
+        close(&y[1], &[0.5092512861, -0.0175273576, -0.2997659708]);
+        close(&y[2], &[0.3630669719, -0.0910294467, -0.0064954919]);
+        Ok(())
+    }
+
+    #[test]
+    fn hidden_space_chain_equals_item_space_chain() -> Result<()> {
+        let d = tiny()?;
+        let s = Schedule::new(5, 0.1, 1e-4, 0.02)?;
+        let mut x = Tensor::new(&[[1f32, 0., 1.]], &Device::Cpu)?;
+        for t in (0..5).rev() {
+            let y = d.forward(&x, &[t])?;
+            x = ((y * s.posterior_x0[t])? + (x * s.posterior_xt[t])?)?;
+        }
+        let x = x.to_vec2::<f32>()?.remove(0);
+        close(&x, &[-0.0253110348, 0.088111006, -0.051064282]);
+        assert_eq!(d.generate(&row(&[0, 2]), &s, 1)?, vec![vec![1]]);
+        assert_eq!(d.generate(&row(&[0, 2]), &s, 3)?, vec![vec![1, 0, 2]]);
+        Ok(())
+    }
+
+    #[test]
+    fn loss_matches_oracle() -> Result<()> {
+        let dev = Device::Cpu;
+        let s = Schedule::new(5, 0.1, 1e-4, 0.02)?;
+        let f1 = Tensor::new(&[[3f32, 4.], [1., 0.], [0., 2.], [-1., -1.]], &dev)?;
+        let q = Tensor::new(&[[1f32, 2.], [0., -1.], [0.5, 0.5], [-1., 0.]], &dev)?;
+        let y = candle_core::Var::new(&[[0.9f32, 0.1, 0.2, 0.7]], &dev)?;
+        for (t, msi, want) in [
+            (0, false, 0.0375),
+            (1, false, 312.233_790_150_4),
+            (4, false, 5.605_745_659_7),
+            (1, true, 312.538_790_150_4),
+        ] {
+            let batch = NoisyBatch {
+                x: y.as_tensor().clone(),
+                steps: vec![t],
+                observed: vec![vec![0, 3]],
+            };
+            let target = LossTarget {
+                schedule: &s,
+                features: msi.then_some(&f1),
+                item_ids: &q,
+                msi_weight: 0.1,
+            };
+            let loss = target.loss(y.as_tensor(), &batch)?;
+            let got = f64::from(loss.to_scalar::<f32>()?);
+            assert!((got - want).abs() < 2e-6 * want.max(1.0), "{got} {want}");
+            // Gradient of the reconstruction part: 2 w (y − x0) / I.
+            if !msi {
+                let g = loss.backward()?;
+                let g = g.get(y.as_tensor()).expect("gradient").to_vec2::<f32>()?;
+                let w = s.loss_weight[t];
+                let want: Vec<f64> = [-0.1, 0.1, 0.2, -0.3].iter().map(|d| w * d / 2.0).collect();
+                for (a, b) in g[0].iter().zip(&want) {
+                    assert!((f64::from(*a) - b).abs() < 1e-5 * w, "{a} {b}");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn every_variable_gets_a_gradient() -> Result<()> {
+        let d = tiny()?;
+        let s = Schedule::new(5, 0.1, 1e-4, 0.02)?;
+        let rows = row(&[0, 2]);
+        let batch = NoisyBatch::draw(&[0], &rows, 3, &s, 0.5, (1, 0, 0), &Device::Cpu)?;
+        let f = Tensor::new(&[[1f32, 0.5], [0.2, 0.3], [0.4, -1.0]], &Device::Cpu)?;
+        let target = LossTarget {
+            schedule: &s,
+            features: Some(&f),
+            item_ids: &f,
+            msi_weight: 0.1,
+        };
+        // Three steps, so that the step embedding matters.
+        let y = d.forward(&batch.x, &[3])?;
+        let g = target.loss(&y, &batch)?.backward()?;
+        for (name, v) in d.params.iter() {
+            let g = g.get(v.as_tensor()).unwrap_or_else(|| panic!("{name} has no gradient"));
+            let m = g.abs()?.max_all()?.to_scalar::<f32>()?;
+            // Rows of w_x whose input was dropped are zero; the matrix as a whole must not be.
+            assert!(m > 0.0 || name == "w_x", "{name}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn corruption_has_the_scheduled_size() -> Result<()> {
+        let s = Schedule::new(5, 0.1, 1e-4, 0.02)?;
+        let items = 4000;
+        let rows = row(&[7]);
+        let b = NoisyBatch::draw(&[0], &rows, items, &s, 0.5, (5, 0, 0), &Device::Cpu)?;
+        let x = b.x.to_vec2::<f32>()?.remove(0);
+        let zero = x.iter().filter(|v| **v == 0.0).count();
+        assert!((1800..2200).contains(&zero), "{zero} dropped of {items}");
+        let (_, noise) = s.mix(b.steps[0]);
+        let kept: Vec<f32> = x.iter().enumerate().filter(|(i, v)| *i != 7 && **v != 0.0).map(|(_, v)| v / 2.0).collect();
+        let var = kept.iter().map(|v| v * v).sum::<f32>() / kept.len() as f32;
+        assert!((var.sqrt() / noise - 1.0).abs() < 0.1, "{}", var.sqrt());
+        Ok(())
+    }
+}

@@ -1,0 +1,418 @@
+//! Distillation: any scorer, or a blend of several, into the one student.
+//!
+//! Per training example (a user's history, cut or sub-sampled) the student learns from the items
+//! the user really had next and from the teacher's top-K list. Teachers differ in the scale of
+//! their scores, so a list is used by rank: its r-th item has weight `exp(−r/λ)` (ranking
+//! distillation, Tang & Wang, KDD 2018), and the student's full softmax is fitted to those weights.
+//! Items of the history are masked, as they are when recommending.
+
+use candle_core::{Device, Tensor};
+use serde::{Deserialize, Serialize};
+
+use crate::data::{Dataset, HistoryEvent, Split};
+use crate::error::{Error, Result};
+use crate::eval::{EvalQuery, Scorer};
+use crate::ops;
+use crate::params::{Adam, TensorMap};
+use crate::rng::{self, Purpose, Stream};
+use crate::student::{GRAPH, ItemFeatures, ModalitySpec, Student, StudentShape};
+use crate::train::{EpochLosses, Learner, Monitor};
+
+/// Shape of the student and weights of its losses.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DistillConfig {
+    /// Width D of item and user vectors.
+    pub dim: usize,
+    /// Hidden width of the fusion tower.
+    pub fusion_hidden: usize,
+    /// Hidden width of an event in the user tower.
+    pub event_hidden: usize,
+    /// Width of the summary of each head.
+    pub head_dim: usize,
+    /// Hidden width of the readout.
+    pub readout_hidden: usize,
+    /// Half-lives of the heads in events, 0 for none. Absent: by whether the data has order.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub half_lives: Option<Vec<f64>>,
+    /// Events looked back on. Absent: the 95th percentile of training histories, 20 to 256.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub window: Option<usize>,
+    /// Adam's learning rate.
+    pub lr: f64,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+    /// Examples per step.
+    pub batch: usize,
+    /// Examples drawn per user and epoch where the data has order.
+    pub cuts: usize,
+    /// Share of the teacher in the ranking loss, 0 to 1; the rest are the user's own items.
+    pub teacher_weight: f64,
+    /// Length K of the teacher's list.
+    pub teacher_items: usize,
+    /// λ: how slowly the weight falls along the list.
+    pub rank_decay: f64,
+    /// Weight of `1 − cos` between the student's and the teacher's item vectors, where the teacher
+    /// has some of the same width.
+    pub align_weight: f64,
+    /// Share of steps in which items lose modalities.
+    pub drop_steps: f64,
+    /// In such a step, the share of items shown without co-behaviour, as cold items are.
+    pub drop_graph: f64,
+    /// In such a step, the share of items that lose a content modality, each on its own.
+    pub drop_content: f64,
+    /// Dropout of event features.
+    pub dropout: f64,
+    /// Least share of a history kept when sub-sampling data without order.
+    pub min_keep: f64,
+    /// Share of examples with an empty history.
+    pub empty: f64,
+    /// Mask items of the history; false where users return to items.
+    pub mask_history: bool,
+}
+
+impl Default for DistillConfig {
+    fn default() -> Self {
+        Self {
+            dim: 64,
+            fusion_hidden: 128,
+            event_hidden: 256,
+            head_dim: 64,
+            readout_hidden: 256,
+            half_lives: None,
+            window: None,
+            lr: 1e-3,
+            weight_decay: 1e-4,
+            batch: 256,
+            cuts: 3,
+            teacher_weight: 0.5,
+            teacher_items: 100,
+            rank_decay: 20.0,
+            align_weight: 0.1,
+            drop_steps: 0.3,
+            drop_graph: 0.5,
+            drop_content: 0.2,
+            dropout: 0.2,
+            min_keep: 0.2,
+            empty: 0.02,
+            mask_history: true,
+        }
+    }
+}
+
+/// What a teacher says about one example: its best items with weights that sum to one.
+pub type SoftTarget = Vec<(u32, f32)>;
+
+/// Rank-weighted top-K lists of a blend of teachers.
+pub struct Teachers {
+    scorers: Vec<Box<dyn Scorer>>,
+    top: usize,
+    weights: Vec<f32>,
+}
+
+impl Teachers {
+    /// A blend with equal shares.
+    ///
+    /// # Errors
+    /// No teachers, teachers of different catalogues, or K of zero.
+    pub fn new(scorers: Vec<Box<dyn Scorer>>, top: usize, rank_decay: f64) -> Result<Self> {
+        let Some(first) = scorers.first() else {
+            return Err(Error::config("distillation needs at least one teacher"));
+        };
+        if scorers.iter().any(|s| s.num_items() != first.num_items()) {
+            return Err(Error::config("the teachers know different catalogues"));
+        }
+        if top == 0 || rank_decay <= 0.0 {
+            return Err(Error::config("teacher_items and rank_decay must be positive"));
+        }
+        let raw: Vec<f64> = (0..top).map(|r| (-(r as f64) / rank_decay).exp()).collect();
+        let sum: f64 = raw.iter().sum::<f64>() * scorers.len() as f64;
+        let weights = raw.iter().map(|w| (w / sum) as f32).collect();
+        Ok(Self { scorers, top, weights })
+    }
+
+    /// Lists for a batch of queries, without the items each query masks.
+    pub fn targets(&self, queries: &[EvalQuery]) -> Result<Vec<SoftTarget>> {
+        use rayon::prelude::*;
+        let mut out: Vec<SoftTarget> = vec![Vec::new(); queries.len()];
+        for scorer in &self.scorers {
+            let n = scorer.num_items();
+            let mut scores = vec![0f32; queries.len() * n];
+            scorer.score(queries, &mut scores)?;
+            out.par_iter_mut()
+                .zip(scores.par_chunks_mut(n))
+                .zip(queries)
+                .for_each(|((out, row), q)| {
+                    q.mask.iter().for_each(|&i| row[i as usize] = f32::NEG_INFINITY);
+                    let order = |&a: &u32, &b: &u32| {
+                        row[b as usize].total_cmp(&row[a as usize]).then(a.cmp(&b))
+                    };
+                    let mut ids: Vec<u32> = (0..n as u32).collect();
+                    let k = self.top.min(n);
+                    if k < n {
+                        ids.select_nth_unstable_by(k - 1, order);
+                        ids.truncate(k);
+                    }
+                    ids.sort_unstable_by(order);
+                    let open = ids.iter().filter(|&&i| row[i as usize].is_finite());
+                    out.extend(open.zip(&self.weights).map(|(&i, &w)| (i, w)));
+                });
+        }
+        Ok(out)
+    }
+}
+
+/// The student under training.
+pub struct Distiller<'a> {
+    data: &'a Dataset,
+    cfg: DistillConfig,
+    seed: u64,
+    student: Student,
+    features: ItemFeatures,
+    adam: Adam,
+    teachers: Teachers,
+    /// Row-normalised item vectors of the first teacher, where widths agree.
+    anchor: Option<Tensor>,
+    histories: Vec<Vec<HistoryEvent>>,
+    users: Vec<u32>,
+}
+
+/// One training example.
+struct Example {
+    query: EvalQuery,
+    hard: SoftTarget,
+}
+
+impl<'a> Distiller<'a> {
+    /// A fresh student of `data`, taught by `scorers`. `item_vectors` `[N, d]` of a teacher start
+    /// the learnt item features.
+    ///
+    /// # Errors
+    /// A configuration out of range, or teachers of another catalogue.
+    pub fn new(
+        data: &'a Dataset,
+        cfg: DistillConfig,
+        scorers: Vec<Box<dyn Scorer>>,
+        item_vectors: Option<&Tensor>,
+        seed: u64,
+        dev: &Device,
+    ) -> Result<Self> {
+        let n = data.num_items();
+        if scorers.iter().any(|s| s.num_items() != n) {
+            return Err(Error::config("a teacher knows another catalogue than the data set"));
+        }
+        let teachers = Teachers::new(scorers, cfg.teacher_items, cfg.rank_decay)?;
+        let histories: Vec<Vec<HistoryEvent>> = (0..data.num_users() as u32)
+            .map(|u| data.history(u, Split::Valid))
+            .collect();
+        let users: Vec<u32> = (0..histories.len() as u32)
+            .filter(|&u| !histories[u as usize].is_empty())
+            .collect();
+        if users.is_empty() {
+            return Err(Error::config("there are no training events to distil on"));
+        }
+        let window = cfg.window.unwrap_or_else(|| {
+            let mut lengths: Vec<usize> = users.iter().map(|&u| histories[u as usize].len()).collect();
+            lengths.sort_unstable();
+            lengths[(lengths.len() - 1) * 95 / 100].next_multiple_of(10).clamp(20, 256)
+        });
+        let half_lives = cfg.half_lives.clone().unwrap_or_else(|| {
+            if data.ordered { vec![0.0, 16.0, 4.0, 0.5] } else { vec![0.0, 0.0] }
+        });
+        let usable = item_vectors.filter(|t| t.dims().first() == Some(&n));
+        let (graph, anchor) = match usable {
+            Some(t) => {
+                let t = t.to_device(dev)?.detach();
+                let same = t.dim(1)? == cfg.dim;
+                let anchor = if same { Some(ops::normalize_rows(&t)?.detach()) } else { None };
+                // Scaled to unit root-mean-square, so that learning rates mean the same everywhere.
+                let rms = t.sqr()?.mean_all()?.to_scalar::<f32>()?.sqrt().max(1e-6);
+                ((t * f64::from(0.3 / rms))?, anchor)
+            }
+            None => {
+                let mut r = rng::stream(seed, Purpose::Init, &[rng::name_hash(GRAPH)]);
+                (rng::normal(&mut r, (n, cfg.dim), 0.1, dev)?, None)
+            }
+        };
+        let mut modalities: Vec<ModalitySpec> = data
+            .features
+            .iter()
+            .map(|f| ModalitySpec { name: f.name.clone(), dim: f.dim() })
+            .collect();
+        modalities.push(ModalitySpec { name: GRAPH.into(), dim: graph.dim(1)? });
+        let shape = StudentShape {
+            dim: cfg.dim,
+            modalities,
+            fusion_hidden: cfg.fusion_hidden,
+            behaviors: data.behaviors.clone(),
+            window,
+            event_hidden: cfg.event_hidden,
+            head_dim: cfg.head_dim,
+            half_lives,
+            readout_hidden: cfg.readout_hidden,
+        };
+        let mut warm = vec![false; n];
+        histories.iter().flatten().for_each(|e| warm[e.item as usize] = true);
+        let student = Student::new(shape, data, &graph, &warm, seed, dev)?;
+        let features = student.features(data)?;
+        let adam = Adam::new(&student.params, cfg.lr, cfg.weight_decay)?;
+        Ok(Self { data, cfg, seed, student, features, adam, teachers, anchor, histories, users })
+    }
+
+    /// The shape of the student.
+    pub fn shape(&self) -> &StudentShape {
+        &self.student.shape
+    }
+
+    fn example(&self, user: u32, epoch: u64, cut: u64) -> Example {
+        let mut r = rng::stream(self.seed, Purpose::History, &[epoch, u64::from(user), cut]);
+        let events = &self.histories[user as usize];
+        let n = events.len();
+        let empty = f64::from(rng::unit(&mut r)) < self.cfg.empty;
+        let (mut history, held): (Vec<HistoryEvent>, Vec<HistoryEvent>) = if self.data.ordered {
+            let at = rng::below(&mut r, n);
+            let start = if empty { at } else { 0 };
+            (events[start..at].to_vec(), vec![events[at]])
+        } else {
+            let mut mixed = events.clone();
+            rng::shuffle(&mut r, &mut mixed);
+            let share = self.cfg.min_keep
+                + (1.0 - self.cfg.min_keep) * f64::from(rng::unit(&mut r));
+            let kept = if empty { 0 } else { ((n as f64 * share) as usize).min(n.saturating_sub(1)) };
+            let held = mixed.split_off(kept);
+            (mixed, held)
+        };
+        let window = self.student.shape.window;
+        history.drain(..history.len().saturating_sub(window));
+        let mut mask: Vec<u32> = Vec::new();
+        if self.cfg.mask_history {
+            mask = history
+                .iter()
+                .filter(|e| self.data.is_target(e.behavior))
+                .map(|e| e.item)
+                .collect();
+            mask.sort_unstable();
+            mask.dedup();
+        }
+        let mut targets: Vec<u32> = held
+            .iter()
+            .filter(|e| self.data.is_target(e.behavior))
+            .map(|e| e.item)
+            .filter(|i| mask.binary_search(i).is_err())
+            .collect();
+        targets.sort_unstable();
+        targets.dedup();
+        let share = 1.0 / targets.len().max(1) as f32;
+        let hard = targets.iter().map(|&i| (i, share)).collect();
+        Example { query: EvalQuery { user, history, mask, targets }, hard }
+    }
+
+    /// Presence masks of a step in which items lose modalities.
+    fn dropped(&self, r: &mut Stream) -> Result<Vec<Tensor>> {
+        let names = self.student.shape.modalities.iter().map(|m| m.name == GRAPH);
+        self.features
+            .present()
+            .iter()
+            .zip(names)
+            .map(|(p, is_graph)| {
+                let rate = if is_graph { self.cfg.drop_graph } else { self.cfg.drop_content } as f32;
+                let keep: Vec<f32> = (0..p.elem_count())
+                    .map(|_| if rng::unit(r) < rate { 0.0 } else { 1.0 })
+                    .collect();
+                Ok((p * Tensor::from_vec(keep, p.shape(), p.device())?)?)
+            })
+            .collect()
+    }
+
+    fn loss(&self, batch: &[Example], soft: Vec<SoftTarget>, r: &mut Stream) -> Result<Tensor> {
+        let drop = f64::from(rng::unit(r)) < self.cfg.drop_steps;
+        let v = if drop {
+            self.student.item_vectors(&self.features, &self.dropped(r)?)?
+        } else {
+            self.student.item_vectors(&self.features, self.features.present())?
+        };
+        let histories: Vec<&[HistoryEvent]> =
+            batch.iter().map(|e| e.query.history.as_slice()).collect();
+        let noise = (self.cfg.dropout > 0.0).then_some((&mut *r, self.cfg.dropout));
+        let u = self.student.user.forward(&v, &histories, noise)?;
+        let scores = u.matmul(&v.t()?)?;
+        let a = self.cfg.teacher_weight as f32;
+        let targets = batch
+            .iter()
+            .zip(soft)
+            .map(|(e, soft)| {
+                // Without held-out items the teacher speaks alone.
+                let a = if e.hard.is_empty() { 1.0 } else { a };
+                let hard = e.hard.iter().map(|&(i, w)| (i, (1.0 - a) * w));
+                hard.chain(soft.into_iter().map(|(i, w)| (i, a * w)))
+                    .filter(|t| t.1 > 0.0)
+                    .collect()
+            })
+            .collect();
+        let masked = batch.iter().map(|e| e.query.mask.clone()).collect();
+        let mut loss = ops::softmax_cross_entropy(&scores, targets, masked)?;
+        if let (Some(anchor), true) = (&self.anchor, self.cfg.align_weight > 0.0) {
+            let cos = (ops::normalize_rows(&v)? * anchor)?.sum(1)?;
+            let warm = &self.student.graph_present;
+            let total = warm.sum_all()?.to_scalar::<f32>()?.max(1.0);
+            let gap = ((1.0 - cos)? * warm)?.sum_all()?;
+            loss = (loss + (gap * (self.cfg.align_weight / f64::from(total)))?)?;
+        }
+        Ok(loss)
+    }
+
+    fn examples_per_epoch(&self) -> usize {
+        self.users.len() * self.cuts() as usize
+    }
+
+    fn cuts(&self) -> u64 {
+        if self.data.ordered { self.cfg.cuts.max(1) as u64 } else { 1 }
+    }
+}
+
+impl Learner for Distiller<'_> {
+    fn steps_per_epoch(&self) -> u64 {
+        self.examples_per_epoch().div_ceil(self.cfg.batch.max(1)) as u64
+    }
+
+    fn train_epoch(&mut self, epoch: u64, monitor: &mut Monitor<'_>) -> Result<EpochLosses> {
+        let mut order: Vec<(u32, u64)> = (0..self.cuts())
+            .flat_map(|c| self.users.iter().map(move |&u| (u, c)))
+            .collect();
+        rng::shuffle(&mut rng::stream(self.seed, Purpose::Shuffle, &[epoch, 2]), &mut order);
+        let (mut total, mut n) = (0.0, 0usize);
+        for (k, batch) in order.chunks(self.cfg.batch.max(1)).enumerate() {
+            let examples: Vec<Example> =
+                batch.iter().map(|&(u, c)| self.example(u, epoch, c)).collect();
+            let soft = if self.cfg.teacher_weight > 0.0 {
+                let queries: Vec<EvalQuery> = examples.iter().map(|e| e.query.clone()).collect();
+                self.teachers.targets(&queries)?
+            } else {
+                vec![Vec::new(); examples.len()]
+            };
+            let mut r = rng::stream(self.seed, Purpose::Dropout, &[epoch, k as u64, 2]);
+            let loss = self.loss(&examples, soft, &mut r)?;
+            self.adam.step(&loss.backward()?)?;
+            total += f64::from(loss.to_scalar::<f32>()?);
+            n += 1;
+            monitor.step()?;
+        }
+        Ok(vec![("loss", total / n.max(1) as f64)])
+    }
+
+    fn inference(&self) -> Result<TensorMap> {
+        self.student.export()
+    }
+
+    fn export_state(&self) -> Result<TensorMap> {
+        let mut out = TensorMap::new();
+        self.student.params.export("model.", &mut out)?;
+        self.adam.export("adam.", &mut out)?;
+        Ok(out)
+    }
+
+    fn import_state(&mut self, from: &TensorMap) -> Result<()> {
+        self.student.params.import("model.", from)?;
+        self.adam.import("adam.", from)
+    }
+}

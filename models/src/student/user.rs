@@ -1,0 +1,179 @@
+//! History of item vectors → user vector.
+
+use std::collections::HashMap;
+
+use candle_core::{Device, Tensor};
+
+use super::StudentShape;
+use crate::data::HistoryEvent;
+use crate::error::Result;
+use crate::graph::{Propagation, SparseMatrix, index_tensor};
+use crate::layer::{self, Linear};
+use crate::params::Params;
+use crate::rng::{self, Purpose, Stream};
+
+/// A gated, decayed mean per head over all events, read out by a small network:
+///
+/// `x_j = v_{i_j} + e_{b_j}`, `f_j = relu(x_j W₁ + b₁) W₂`, `g_j = σ(x_j W_g + b_g)`,
+/// `S_h = Σ_j γ_h^{age_j} g_jh f_jh`, `z_h = Σ_j γ_h^{age_j} g_jh`,
+/// `r = [S_1/(z_1+ε) … S_H/(z_H+ε), ln(1+n)/4]`,
+/// `u = b + r W_s + relu(r W_a + b_a) W_b`,
+///
+/// where `age_j` counts the events after j. One more event multiplies every `S_h` and `z_h` by
+/// `γ_h` and adds one term: the cost does not depend on the history's length, and the result is
+/// that of the full pass. With no events `r` is zero, so `b` (with the readout's biases) is the
+/// learnt prior.
+#[derive(Debug)]
+pub struct UserTower {
+    heads: usize,
+    head_dim: usize,
+    decays: Vec<f32>,
+    behaviors: Tensor,
+    hidden: Linear,
+    value: Tensor,
+    gate: Linear,
+    skip: Tensor,
+    mix: Linear,
+    out: Linear,
+    dev: Device,
+}
+
+/// Keeps the mean of an empty head at zero; far below any gate's value otherwise.
+pub(super) const EPSILON: f64 = 1e-6;
+
+impl UserTower {
+    pub(super) fn new(
+        shape: &StudentShape,
+        params: &mut Params,
+        seed: u64,
+        dev: &Device,
+    ) -> Result<Self> {
+        let (d, heads, hd) = (shape.dim, shape.half_lives.len(), shape.head_dim);
+        let xavier = |params: &mut Params, name: &str, a: usize, b: usize, scale: f64| {
+            let mut r = rng::stream(seed, Purpose::Init, &[rng::name_hash(name)]);
+            params.add(name, &(rng::xavier_uniform(&mut r, a, b, dev)? * scale)?)
+        };
+        let width = heads * hd + 1;
+        let mut r = rng::stream(seed, Purpose::Init, &[rng::name_hash("user.behaviors")]);
+        let table = rng::normal(&mut r, (shape.behaviors.len(), d), 0.02, dev)?;
+        Ok(Self {
+            heads,
+            head_dim: hd,
+            decays: shape.decays(),
+            behaviors: params.add("user.behaviors", &table)?,
+            hidden: Linear::new(params, "user.hidden", d, shape.event_hidden, seed, dev)?,
+            value: xavier(params, "user.value.weight", shape.event_hidden, heads * hd, 1.0)?,
+            gate: Linear::new(params, "user.gate", d, heads, seed, dev)?,
+            skip: xavier(params, "user.skip.weight", width, d, 1.0)?,
+            mix: Linear::new(params, "user.mix", width, shape.readout_hidden, seed, dev)?,
+            out: Linear::new(params, "user.out", shape.readout_hidden, d, seed, dev)?,
+            dev: dev.clone(),
+        })
+    }
+
+    /// The same tower without gradients.
+    pub fn detached(&self) -> Result<Self> {
+        let linear = |l: &Linear| -> Result<Linear> {
+            Ok(Linear { weight: l.weight.copy()?.detach(), bias: l.bias.copy()?.detach() })
+        };
+        Ok(Self {
+            heads: self.heads,
+            head_dim: self.head_dim,
+            decays: self.decays.clone(),
+            behaviors: self.behaviors.copy()?.detach(),
+            hidden: linear(&self.hidden)?,
+            value: self.value.copy()?.detach(),
+            gate: linear(&self.gate)?,
+            skip: self.skip.copy()?.detach(),
+            mix: linear(&self.mix)?,
+            out: linear(&self.out)?,
+            dev: self.dev.clone(),
+        })
+    }
+
+    /// User vectors `[B, D]` of histories (oldest first) over item vectors `items` `[N, D]`.
+    ///
+    /// What depends only on an item and its behaviour is computed once per distinct pair; the
+    /// decayed sums are sparse products. `noise` switches on dropout of the event features.
+    pub fn forward(
+        &self,
+        items: &Tensor,
+        histories: &[&[HistoryEvent]],
+        noise: Option<(&mut Stream, f64)>,
+    ) -> Result<Tensor> {
+        let b = histories.len();
+        let mut index: HashMap<(u32, u8), u32> = HashMap::new();
+        let mut pairs: Vec<HistoryEvent> = Vec::new();
+        let mut cells: Vec<(u32, u32, u32)> = Vec::new();
+        for (r, h) in histories.iter().enumerate() {
+            for (k, e) in h.iter().enumerate() {
+                let at = *index.entry((e.item, e.behavior)).or_insert_with(|| {
+                    pairs.push(*e);
+                    pairs.len() as u32 - 1
+                });
+                cells.push((r as u32, at, (h.len() - 1 - k) as u32));
+            }
+        }
+        let counts: Vec<f32> = histories
+            .iter()
+            .map(|h| (1.0 + h.len() as f32).ln() / 4.0)
+            .collect();
+        let counts = Tensor::from_vec(counts, (b, 1), &self.dev)?;
+        let width = self.heads * self.head_dim;
+        if pairs.is_empty() {
+            let zero = Tensor::zeros((b, width), candle_core::DType::F32, &self.dev)?;
+            return self.read_out(&Tensor::cat(&[&zero, &counts], 1)?);
+        }
+        let ids: Vec<u32> = pairs.iter().map(|e| e.item).collect();
+        let kinds: Vec<u32> = pairs.iter().map(|e| u32::from(e.behavior)).collect();
+        let x = (items.index_select(&index_tensor(&ids, &self.dev)?, 0)?
+            + self.behaviors.index_select(&index_tensor(&kinds, &self.dev)?, 0)?)?;
+        let mut f = self.hidden.forward(&x)?.relu()?;
+        if let Some((rng, rate)) = noise {
+            f = layer::dropout(&f, rate, Some(rng))?;
+        }
+        let f = f.matmul(&self.value)?;
+        let g = candle_nn::ops::sigmoid(&self.gate.forward(&x)?)?;
+        let n = pairs.len();
+        let weighted = f
+            .reshape((n, self.heads, self.head_dim))?
+            .broadcast_mul(&g.unsqueeze(2)?)?
+            .reshape((n, width))?;
+        // Heads of equal decay share one sparse product.
+        let mut means: Vec<Option<Tensor>> = vec![None; self.heads];
+        for head in 0..self.heads {
+            if means[head].is_some() {
+                continue;
+            }
+            let decay = self.decays[head];
+            let same: Vec<usize> = (head..self.heads).filter(|&h| self.decays[h] == decay).collect();
+            let entries: Vec<(u32, u32, f32)> = cells
+                .iter()
+                .map(|&(r, c, age)| (r, c, decay.powi(age as i32)))
+                .collect();
+            let pool = Propagation::new(SparseMatrix::from_entries(b, n, &entries)?);
+            let mut columns = Vec::with_capacity(same.len() * 2);
+            for &h in &same {
+                columns.push(weighted.narrow(1, h * self.head_dim, self.head_dim)?);
+            }
+            for &h in &same {
+                columns.push(g.narrow(1, h, 1)?);
+            }
+            let pooled = pool.apply(&Tensor::cat(&columns, 1)?)?;
+            for (k, &h) in same.iter().enumerate() {
+                let s = pooled.narrow(1, k * self.head_dim, self.head_dim)?;
+                let z = pooled.narrow(1, same.len() * self.head_dim + k, 1)?;
+                means[h] = Some(s.broadcast_div(&(z + EPSILON)?)?);
+            }
+        }
+        let mut parts: Vec<Tensor> = means.into_iter().flatten().collect();
+        parts.push(counts);
+        self.read_out(&Tensor::cat(&parts, 1)?)
+    }
+
+    fn read_out(&self, r: &Tensor) -> Result<Tensor> {
+        let direct = r.matmul(&self.skip)?;
+        let mixed = self.out.forward(&self.mix.forward(r)?.relu()?)?;
+        Ok((direct + mixed)?)
+    }
+}
