@@ -1,1 +1,21 @@
-//! Tercet.
+//! From a trained student to a bundle that a device can open.
+//!
+//! [`export`] packs the two towers as ONNX ([`onnx`]) and the item vectors as a quantized table,
+//! reopens the result through the runtime, compares it with the student ([`verify()`]) and writes
+//! what it measured into the bundle's model card. [`BundleScorer`] lets
+//! [`evaluate`](tercet_models::eval::evaluate) measure any bundle as a device would run it.
+#![forbid(unsafe_code)]
+
+mod bundle;
+mod error;
+mod inspect;
+pub mod onnx;
+mod scorer;
+pub mod verify;
+
+pub use bundle::{ExportOptions, ExportReport, Provenance, SkippedAttribute, export};
+pub use error::{Error, Result};
+pub use inspect::{FileReport, InspectReport, TensorReport, inspect};
+pub use scorer::BundleScorer;
+pub use tercet::Scheme;
+pub use verify::{Parity, VerifyReport, verify};

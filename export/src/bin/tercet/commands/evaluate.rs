@@ -6,6 +6,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 use serde::Serialize;
+use tercet_export::BundleScorer;
 use tercet_models::data::Split;
 use tercet_models::eval::{EvalProtocol, EvalReport, evaluate};
 use tercet_models::run::{self, TrainedRun};
@@ -84,17 +85,49 @@ pub(crate) fn run(args: Args) -> Result<()> {
         }
         let data = shared::open_data(&args.data, &options)?;
         let scorer = trained.scorer(&data, &dev)?;
-        (trained.config.model.clone(), "run", evaluate(scorer.as_ref(), &data, &protocol)?)
+        (
+            trained.config.model.clone(),
+            "run",
+            evaluate(scorer.as_ref(), &data, &protocol)?,
+        )
+    } else if let Some(path) = &args.bundle {
+        let bundle = shared::open_bundle(path)?;
+        let mut options = shared::bundle_options(&bundle);
+        if args.target_behavior.is_some() {
+            options.target_behavior.clone_from(&args.target_behavior);
+        }
+        let data = shared::open_data(&args.data, &options)?;
+        let scorer = BundleScorer::new(&bundle, &data)
+            .with_context(|| format!("cannot evaluate {}", path.display()))?;
+        if scorer.unknown_items() > 0 {
+            eprintln!(
+                "the bundle lacks {} items of the data",
+                scorer.unknown_items()
+            );
+        }
+        let card = &bundle.manifest().card;
+        let model = card["model"].as_str().unwrap_or("bundle").to_string();
+        (model, "bundle", evaluate(&scorer, &data, &protocol)?)
     } else {
         anyhow::bail!("give --run or --bundle");
     };
-    let report = Report { model, source, result, seconds: started.elapsed().as_secs_f64() };
+    let report = Report {
+        model,
+        source,
+        result,
+        seconds: started.elapsed().as_secs_f64(),
+    };
     if args.json {
         return output::json(&report);
     }
     println!(
         "{} ({}) on {}: {} users, {} items, {:.1} s",
-        report.model, report.source, report.result.split.name(), report.result.users, report.result.items, report.seconds
+        report.model,
+        report.source,
+        report.result.split.name(),
+        report.result.users,
+        report.result.items,
+        report.seconds
     );
     output::metric_table(&[("all", &report.result.metrics)]);
     let slices: Vec<(&str, _)> = report

@@ -1,7 +1,13 @@
 //! One file a verb.
 
+pub(crate) mod bench;
 pub(crate) mod data;
 pub(crate) mod distill;
 pub(crate) mod evaluate;
+pub(crate) mod export;
+pub(crate) mod inspect;
+pub(crate) mod recommend;
 pub(crate) mod shared;
+pub(crate) mod similar;
 pub(crate) mod train;
+pub(crate) mod verify;

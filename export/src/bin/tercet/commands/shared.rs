@@ -101,7 +101,10 @@ impl Protocol {
                 seed: 0,
             },
             None if self.protocol == "full" => Candidates::Full,
-            None => anyhow::bail!("--protocol must be full or sampled:N, got `{}`", self.protocol),
+            None => anyhow::bail!(
+                "--protocol must be full or sampled:N, got `{}`",
+                self.protocol
+            ),
         };
         let history = match self.history.as_str() {
             "auto" => HistoryRule::Auto,
@@ -114,15 +117,24 @@ impl Protocol {
             "history" => MaskRule::History,
             "target-behavior" => MaskRule::TargetBehavior,
             "none" => MaskRule::None,
-            other => anyhow::bail!("--mask must be auto, history, target-behavior or none, got `{other}`"),
+            other => anyhow::bail!(
+                "--mask must be auto, history, target-behavior or none, got `{other}`"
+            ),
         };
-        Ok(EvalProtocol { ks: self.k.clone(), candidates, history, mask, ..EvalProtocol::default() })
+        Ok(EvalProtocol {
+            ks: self.k.clone(),
+            candidates,
+            history,
+            mask,
+            ..EvalProtocol::default()
+        })
     }
 }
 
 /// Opens a data set folder.
 pub(crate) fn open_data(dir: &std::path::Path, options: &LoadOptions) -> Result<Dataset> {
-    Dataset::open(dir, options).with_context(|| format!("cannot use the data set {}", dir.display()))
+    Dataset::open(dir, options)
+        .with_context(|| format!("cannot use the data set {}", dir.display()))
 }
 
 /// Turns an interruption into advice.
@@ -152,4 +164,50 @@ pub(crate) fn print_report(report: &TrainReport, json: bool) -> Result<()> {
     output::metric_table(&[("valid", &report.valid), ("test", &report.test)]);
     println!("run: {}", report.run.display());
     Ok(())
+}
+
+/// Opens a bundle.
+pub(crate) fn open_bundle(path: &std::path::Path) -> Result<tercet::Bundle> {
+    tercet::Bundle::open(path).with_context(|| format!("cannot open {}", path.display()))
+}
+
+/// How to open the data set that a bundle's model card names.
+pub(crate) fn bundle_options(bundle: &tercet::Bundle) -> LoadOptions {
+    let dataset = &bundle.manifest().card["dataset"];
+    let names = dataset["modalities"].as_array();
+    LoadOptions {
+        modalities: names.map(|list| {
+            list.iter()
+                .filter_map(|m| m.as_str().map(str::to_string))
+                .collect()
+        }),
+        target_behavior: dataset["target_behavior"].as_str().map(str::to_string),
+        ..LoadOptions::default()
+    }
+}
+
+/// A count of at least 1.
+pub(crate) fn positive(text: &str) -> Result<usize, String> {
+    match text.parse::<usize>() {
+        Ok(n) if n > 0 => Ok(n),
+        _ => Err("expected a number of at least 1".into()),
+    }
+}
+
+/// This command as it was typed; words with blanks are quoted.
+pub(crate) fn command_line() -> String {
+    let quote = |word: String| {
+        if word.is_empty() || word.contains(char::is_whitespace) {
+            format!("{word:?}")
+        } else {
+            word
+        }
+    };
+    let rest = std::env::args_os()
+        .skip(1)
+        .map(|a| quote(a.to_string_lossy().into_owned()));
+    std::iter::once("tercet".to_string())
+        .chain(rest)
+        .collect::<Vec<_>>()
+        .join(" ")
 }

@@ -1,0 +1,133 @@
+//! `tercet export`
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use clap::ValueEnum;
+use tercet_export::onnx::Weights;
+use tercet_export::{ExportOptions, ExportReport, Provenance, Scheme, export};
+use tercet_models::run::{self, TrainedRun};
+use tercet_models::student::Student;
+
+use super::shared;
+use crate::output;
+
+#[derive(Clone, Copy, ValueEnum)]
+enum FormatArg {
+    F32,
+    F16,
+    Int8,
+}
+
+/// Options of `export`.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Run folder of a distilled student.
+    #[arg(long)]
+    student: PathBuf,
+    /// Data set folder it was distilled on.
+    #[arg(long)]
+    data: PathBuf,
+    /// Bundle to write, conventionally NAME.tercet; an older bundle there is replaced.
+    #[arg(long)]
+    out: PathBuf,
+    /// Number format of item vectors.
+    #[arg(long, value_enum, default_value = "int8")]
+    table: FormatArg,
+    /// Number format of the towers' weights.
+    #[arg(long, value_enum, default_value = "int8")]
+    towers: FormatArg,
+    /// Stable name of this line of bundles; the file name of --out when absent.
+    #[arg(long)]
+    bundle_id: Option<String>,
+    /// Version; one more than that of the bundle being replaced when absent, else 1.
+    #[arg(long)]
+    bundle_version: Option<u64>,
+    /// Threads; all cores when absent.
+    #[arg(long)]
+    threads: Option<usize>,
+    /// Print the report as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn run(args: Args) -> Result<()> {
+    shared::threads(args.threads)?;
+    let dev = run::device("cpu")?;
+    let trained = TrainedRun::open(&args.student, &dev)
+        .with_context(|| format!("cannot open the run {}", args.student.display()))?;
+    anyhow::ensure!(
+        trained.config.model == "student",
+        "{} holds a run of `{}`; distil a student from it first: tercet distill --teacher {} …",
+        args.student.display(),
+        trained.config.model,
+        args.student.display()
+    );
+    let data = shared::open_data(&args.data, &trained.config.load_options())?;
+    let student = Student::load(&trained.tensors, &dev)
+        .with_context(|| format!("cannot use the student {}", args.student.display()))?;
+    let mut provenance = Provenance::of_run(&args.student)?;
+    provenance.seed = Some(trained.config.seed);
+    provenance.command = Some(shared::command_line());
+    let options = ExportOptions {
+        table: match args.table {
+            FormatArg::F32 => Scheme::F32,
+            FormatArg::F16 => Scheme::F16,
+            FormatArg::Int8 => Scheme::Int8,
+        },
+        towers: match args.towers {
+            FormatArg::F32 => Weights::F32,
+            FormatArg::F16 => Weights::F16,
+            FormatArg::Int8 => Weights::Int8,
+        },
+        bundle_id: args.bundle_id,
+        bundle_version: args.bundle_version,
+        ..ExportOptions::default()
+    };
+    let report = export(&student, &data, &provenance, &options, &args.out)
+        .with_context(|| format!("cannot write {}", args.out.display()))?;
+    for a in &report.skipped_attributes {
+        eprintln!("left out attribute `{}`: {}", a.name, a.reason);
+    }
+    if args.json {
+        return output::json(&report);
+    }
+    print(&report);
+    Ok(())
+}
+
+fn print(r: &ExportReport) {
+    println!(
+        "{} {} version {}: {} items × {}, table {}, towers {}, {} bytes, {:.1} s",
+        r.path.display(),
+        r.bundle_id,
+        r.bundle_version,
+        r.items,
+        r.dim,
+        r.table,
+        r.towers.name(),
+        r.bytes,
+        r.seconds
+    );
+    for (name, bytes) in &r.files {
+        println!("  {name:<26} {bytes:>12}");
+    }
+    let p = &r.parity;
+    for (what, d) in [
+        ("table", &p.table),
+        ("users", &p.users),
+        ("items", &p.items),
+    ] {
+        println!(
+            "  {what:<8} mean cosine {:.6}, least {:.6}, largest difference {:.2e}",
+            d.mean_cosine, d.min_cosine, d.max_abs
+        );
+    }
+    println!(
+        "  best 20: {:.3} shared with the student, {:.3} found by the scan",
+        p.top_overlap, p.scan_overlap
+    );
+    if r.users > 0 {
+        output::metric_table(&[("student", &r.student), ("bundle", &r.metrics)]);
+    }
+}

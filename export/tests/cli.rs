@@ -1,0 +1,247 @@
+//! The command as a program: JSON on stdout, reasons on stderr, exit codes 0, 1 and 2.
+
+use std::error::Error;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+type Outcome<T = ()> = Result<T, Box<dyn Error>>;
+
+fn tercet(folder: &Path, args: &[&str]) -> Outcome<Output> {
+    Ok(Command::new(env!("CARGO_BIN_EXE_tercet"))
+        .current_dir(folder)
+        .args(args)
+        .output()?)
+}
+
+/// Runs a verb that must succeed, and reads its one JSON document.
+fn json(folder: &Path, args: &[&str]) -> Outcome<Value> {
+    let out = tercet(folder, args)?;
+    let errors = String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.success(), "{args:?}: {errors}");
+    serde_json::from_slice(&out.stdout).map_err(|e| format!("{args:?}: {e}").into())
+}
+
+/// Runs a verb that must fail with `code`, and gives what it says.
+fn fails(folder: &Path, code: i32, args: &[&str]) -> Outcome<String> {
+    let out = tercet(folder, args)?;
+    let errors = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert_eq!(out.status.code(), Some(code), "{args:?}: {errors}");
+    assert!(out.stdout.is_empty(), "{args:?} printed to stdout");
+    assert!(!errors.contains("panicked"), "{args:?}: {errors}");
+    Ok(errors)
+}
+
+const SYNTH: [&str; 9] = [
+    "data", "synth", "--out", "shop", "--users", "80", "--items", "120", "--json",
+];
+
+#[test]
+fn data_synth_and_inspect() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let made = json(dir.path(), &SYNTH)?;
+    assert_eq!((&made["users"], &made["items"]), (&80.into(), &120.into()));
+    let seen = json(dir.path(), &["data", "inspect", "--data", "shop", "--json"])?;
+    assert_eq!(made, seen);
+    // A second one in the same place would mix two shops.
+    fails(dir.path(), 1, &SYNTH)?;
+    Ok(())
+}
+
+#[test]
+fn wrong_use_is_told() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    fails(dir.path(), 2, &["fly"])?;
+    fails(dir.path(), 2, &["train", "--model", "ease"])?;
+    fails(
+        dir.path(),
+        2,
+        &[
+            "export",
+            "--student",
+            "a",
+            "--data",
+            "b",
+            "--out",
+            "c",
+            "--table",
+            "int3",
+        ],
+    )?;
+    fails(dir.path(), 2, &["recommend", "--bundle", "b", "-k", "0"])?;
+    for verb in ["inspect", "verify", "bench"] {
+        let text = fails(dir.path(), 1, &[verb, "nowhere.tercet"])?;
+        assert!(text.contains("nowhere.tercet"), "{text}");
+    }
+    json(dir.path(), &SYNTH)?;
+    let train = ["train", "--data", "shop", "--out", "run", "--model"];
+    let with = |rest: &[&'static str]| [&train, rest].concat();
+    let text = fails(dir.path(), 1, &with(&["warlock"]))?;
+    assert!(
+        text.contains("warlock") && text.contains("popularity"),
+        "{text}"
+    );
+    let text = fails(dir.path(), 1, &with(&["bpr", "--set", "wings=2"]))?;
+    assert!(text.contains("wings"), "{text}");
+    let text = fails(dir.path(), 1, &with(&["bpr", "--set", "no-equals-sign"]))?;
+    assert!(text.contains("no-equals-sign"), "{text}");
+    assert!(!dir.path().join("run").exists());
+    Ok(())
+}
+
+/// Every verb from data to recommendations.
+#[test]
+fn the_whole_path() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let dir = dir.path();
+    json(dir, &SYNTH)?;
+    json(
+        dir,
+        &[
+            "train", "--model", "ease", "--data", "shop", "--out", "ease", "--json",
+        ],
+    )?;
+    let text = fails(
+        dir,
+        1,
+        &[
+            "export",
+            "--student",
+            "ease",
+            "--data",
+            "shop",
+            "--out",
+            "x.tercet",
+        ],
+    )?;
+    assert!(text.contains("distil"), "{text}");
+    let distill = [
+        "distill",
+        "--teacher",
+        "ease",
+        "--data",
+        "shop",
+        "--out",
+        "student",
+    ];
+    json(dir, &[&distill[..], &["--epochs", "2", "--json"]].concat())?;
+
+    let out = [
+        "export",
+        "--student",
+        "student",
+        "--data",
+        "shop",
+        "--out",
+        "shop.tercet",
+    ];
+    let made = json(
+        dir,
+        &[&out[..], &["--bundle-id", "shop-eu", "--json"]].concat(),
+    )?;
+    assert_eq!(
+        (&made["bundle_id"], &made["bundle_version"]),
+        (&"shop-eu".into(), &1.into())
+    );
+    assert_eq!(
+        (&made["items"], &made["table"]),
+        (&120.into(), &"int8".into())
+    );
+
+    let evaluate = ["evaluate", "--data", "shop", "--split", "valid", "--json"];
+    let bundle = json(dir, &[&evaluate[..], &["--bundle", "shop.tercet"]].concat())?;
+    let run = json(dir, &[&evaluate[..], &["--run", "student"]].concat())?;
+    assert_eq!(
+        (&bundle["source"], &run["source"]),
+        (&"bundle".into(), &"run".into())
+    );
+    for key in ["users", "items", "split", "model"] {
+        assert_eq!(bundle[key], run[key], "{key}");
+    }
+    assert_eq!(bundle["metrics"], made["metrics"]);
+    fails(dir, 2, &["evaluate", "--data", "shop"])?;
+
+    let seen = json(dir, &["inspect", "shop.tercet", "--json"])?;
+    assert_eq!(seen["card"]["metrics"]["bundle"], made["metrics"]);
+    let codes = seen["contents"]["items.safetensors"]["tensors"]
+        .as_array()
+        .and_then(|t| t.iter().find(|t| t["name"] == "codes"))
+        .ok_or("no codes")?;
+    assert_eq!(codes["bytes"], 120 * 64);
+
+    let expected = &seen["probe"]["history"][0]["item"];
+    let item = expected.as_str().ok_or("no probe")?.to_string();
+    let history = format!("{item}:view,no-such-item");
+    let recommend = [
+        "recommend",
+        "--bundle",
+        "shop.tercet",
+        "-k",
+        "5",
+        "--json",
+        "--explain",
+    ];
+    let got = json(dir, &[&recommend[..], &["--history", &history]].concat())?;
+    let items = got["items"].as_array().ok_or("no items")?;
+    assert_eq!(items.len(), 5);
+    assert!(got["micros"].is_u64() && items[0]["score"].is_number());
+    let first = items[0]["id"].as_str().ok_or("no id")?;
+    let got = json(
+        dir,
+        &[&recommend[..], &["--history", &history, "--exclude", first]].concat(),
+    )?;
+    let ids: Vec<&Value> = got["items"]
+        .as_array()
+        .ok_or("no items")?
+        .iter()
+        .map(|i| &i["id"])
+        .collect();
+    assert!(!ids.contains(&&Value::from(first)) && !ids.contains(&&Value::from(item.as_str())));
+    let bogus = format!("{item}:teleport");
+    let text = fails(
+        dir,
+        1,
+        &["recommend", "--bundle", "shop.tercet", "--history", &bogus],
+    )?;
+    assert!(text.contains("teleport"), "{text}");
+
+    let got = json(
+        dir,
+        &[
+            "similar",
+            "--bundle",
+            "shop.tercet",
+            "--item",
+            &item,
+            "-k",
+            "3",
+            "--json",
+        ],
+    )?;
+    assert_eq!(got["items"].as_array().map(Vec::len), Some(3));
+    fails(
+        dir,
+        1,
+        &[
+            "similar",
+            "--bundle",
+            "shop.tercet",
+            "--item",
+            "no-such-item",
+        ],
+    )?;
+
+    let got = json(dir, &["bench", "shop.tercet", "--runs", "3", "--json"])?;
+    assert!(got["open"]["median_micros"].is_number());
+    let got = json(dir, &["verify", "shop.tercet", "--json"])?;
+    assert_eq!(got["files"], 5);
+    let table = dir.join("shop.tercet/items.safetensors");
+    let mut bytes = std::fs::read(&table)?;
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    std::fs::write(&table, bytes)?;
+    let text = fails(dir, 1, &["verify", "shop.tercet"])?;
+    assert!(text.contains("items.safetensors"), "{text}");
+    Ok(())
+}
