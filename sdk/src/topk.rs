@@ -4,6 +4,9 @@ use std::cmp::Ordering;
 
 use crate::id::Row;
 
+/// Scores that are compared with the threshold together.
+const GROUP: usize = 64;
+
 /// A row and its score.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Scored {
@@ -49,6 +52,19 @@ impl TopK {
         if self.k == 0 {
             return;
         }
+        for (g, group) in scores.chunks(GROUP).enumerate() {
+            // Nearly always nothing is above the threshold: one test without branches, which
+            // compiles to vector compares. A NaN is never above.
+            if let Some(t) = self.threshold
+                && !group.iter().fold(false, |any, &score| any | (score > t))
+            {
+                continue;
+            }
+            self.offer_group(first + (g * GROUP) as Row, group, accept);
+        }
+    }
+
+    fn offer_group(&mut self, first: Row, scores: &[f32], accept: &impl Fn(Row) -> bool) {
         for (i, &score) in scores.iter().enumerate() {
             // Also turns -0.0 into 0.0, so that both sort as equals.
             let score = if score.is_nan() {

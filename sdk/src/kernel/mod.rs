@@ -3,7 +3,7 @@
 //! | kernel | CPU | int8 | f32 | f16 |
 //! |---|---|---|---|---|
 //! | `scalar` | any | i32 loop, the oracle | f32 loop, the oracle | widen, then f32 loop |
-//! | `avx2` | x86-64 with AVX2, FMA and F16C | sign + `maddubs`, 8 rows a step | FMA, 2 × 8 lanes | `cvtph`, FMA |
+//! | `avx2` | x86-64 with AVX2, FMA and F16C | sign + `maddubs`, 8 rows a step, prefetch | FMA, 2 × 8 lanes | `cvtph`, FMA |
 //! | `neon` | aarch64 | `vmull_s8` + `vpadalq_s16` | FMA, 2 × 4 lanes | widen, then FMA |
 //!
 //! One table of function pointers is chosen on first use. The environment variable
