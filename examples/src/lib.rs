@@ -1,1 +1,1 @@
-//! Tercet.
+//! The examples are the `*.rs` files beside this folder: `cargo run --example quickstart`.

@@ -123,12 +123,18 @@ impl Teachers {
             return Err(Error::config("the teachers know different catalogues"));
         }
         if top == 0 || rank_decay <= 0.0 {
-            return Err(Error::config("teacher_items and rank_decay must be positive"));
+            return Err(Error::config(
+                "teacher_items and rank_decay must be positive",
+            ));
         }
         let raw: Vec<f64> = (0..top).map(|r| (-(r as f64) / rank_decay).exp()).collect();
         let sum: f64 = raw.iter().sum::<f64>() * scorers.len() as f64;
         let weights = raw.iter().map(|w| (w / sum) as f32).collect();
-        Ok(Self { scorers, top, weights })
+        Ok(Self {
+            scorers,
+            top,
+            weights,
+        })
     }
 
     /// Lists for a batch of queries, without the items each query masks.
@@ -143,7 +149,9 @@ impl Teachers {
                 .zip(scores.par_chunks_mut(n))
                 .zip(queries)
                 .for_each(|((out, row), q)| {
-                    q.mask.iter().for_each(|&i| row[i as usize] = f32::NEG_INFINITY);
+                    q.mask
+                        .iter()
+                        .for_each(|&i| row[i as usize] = f32::NEG_INFINITY);
                     let order = |&a: &u32, &b: &u32| {
                         row[b as usize].total_cmp(&row[a as usize]).then(a.cmp(&b))
                     };
@@ -175,6 +183,9 @@ pub struct Distiller<'a> {
     anchor: Option<Tensor>,
     histories: Vec<Vec<HistoryEvent>>,
     users: Vec<u32>,
+    /// Items without a training event, ascending. They are nobody's target, so leaving them in the
+    /// softmax would only teach the fusion tower to recognise and bury them.
+    cold: Vec<u32>,
 }
 
 /// One training example.
@@ -199,7 +210,9 @@ impl<'a> Distiller<'a> {
     ) -> Result<Self> {
         let n = data.num_items();
         if scorers.iter().any(|s| s.num_items() != n) {
-            return Err(Error::config("a teacher knows another catalogue than the data set"));
+            return Err(Error::config(
+                "a teacher knows another catalogue than the data set",
+            ));
         }
         let teachers = Teachers::new(scorers, cfg.teacher_items, cfg.rank_decay)?;
         let histories: Vec<Vec<HistoryEvent>> = (0..data.num_users() as u32)
@@ -212,19 +225,30 @@ impl<'a> Distiller<'a> {
             return Err(Error::config("there are no training events to distil on"));
         }
         let window = cfg.window.unwrap_or_else(|| {
-            let mut lengths: Vec<usize> = users.iter().map(|&u| histories[u as usize].len()).collect();
+            let mut lengths: Vec<usize> =
+                users.iter().map(|&u| histories[u as usize].len()).collect();
             lengths.sort_unstable();
-            lengths[(lengths.len() - 1) * 95 / 100].next_multiple_of(10).clamp(20, 256)
+            lengths[(lengths.len() - 1) * 95 / 100]
+                .next_multiple_of(10)
+                .clamp(20, 256)
         });
         let half_lives = cfg.half_lives.clone().unwrap_or_else(|| {
-            if data.ordered { vec![0.0, 16.0, 4.0, 0.5] } else { vec![0.0, 0.0] }
+            if data.ordered {
+                vec![0.0, 16.0, 4.0, 0.5]
+            } else {
+                vec![0.0, 0.0]
+            }
         });
         let usable = item_vectors.filter(|t| t.dims().first() == Some(&n));
         let (graph, anchor) = match usable {
             Some(t) => {
                 let t = t.to_device(dev)?.detach();
                 let same = t.dim(1)? == cfg.dim;
-                let anchor = if same { Some(ops::normalize_rows(&t)?.detach()) } else { None };
+                let anchor = if same {
+                    Some(ops::normalize_rows(&t)?.detach())
+                } else {
+                    None
+                };
                 // Scaled to unit root-mean-square, so that learning rates mean the same everywhere.
                 let rms = t.sqr()?.mean_all()?.to_scalar::<f32>()?.sqrt().max(1e-6);
                 ((t * f64::from(0.3 / rms))?, anchor)
@@ -237,9 +261,15 @@ impl<'a> Distiller<'a> {
         let mut modalities: Vec<ModalitySpec> = data
             .features
             .iter()
-            .map(|f| ModalitySpec { name: f.name.clone(), dim: f.dim() })
+            .map(|f| ModalitySpec {
+                name: f.name.clone(),
+                dim: f.dim(),
+            })
             .collect();
-        modalities.push(ModalitySpec { name: GRAPH.into(), dim: graph.dim(1)? });
+        modalities.push(ModalitySpec {
+            name: GRAPH.into(),
+            dim: graph.dim(1)?,
+        });
         let shape = StudentShape {
             dim: cfg.dim,
             modalities,
@@ -252,11 +282,27 @@ impl<'a> Distiller<'a> {
             readout_hidden: cfg.readout_hidden,
         };
         let mut warm = vec![false; n];
-        histories.iter().flatten().for_each(|e| warm[e.item as usize] = true);
+        histories
+            .iter()
+            .flatten()
+            .for_each(|e| warm[e.item as usize] = true);
+        let cold = (0..n as u32).filter(|&i| !warm[i as usize]).collect();
         let student = Student::new(shape, data, &graph, &warm, seed, dev)?;
         let features = student.features(data)?;
         let adam = Adam::new(&student.params, cfg.lr, cfg.weight_decay)?;
-        Ok(Self { data, cfg, seed, student, features, adam, teachers, anchor, histories, users })
+        Ok(Self {
+            data,
+            cfg,
+            seed,
+            student,
+            features,
+            adam,
+            teachers,
+            anchor,
+            histories,
+            users,
+            cold,
+        })
     }
 
     /// The shape of the student.
@@ -276,9 +322,13 @@ impl<'a> Distiller<'a> {
         } else {
             let mut mixed = events.clone();
             rng::shuffle(&mut r, &mut mixed);
-            let share = self.cfg.min_keep
-                + (1.0 - self.cfg.min_keep) * f64::from(rng::unit(&mut r));
-            let kept = if empty { 0 } else { ((n as f64 * share) as usize).min(n.saturating_sub(1)) };
+            let share =
+                self.cfg.min_keep + (1.0 - self.cfg.min_keep) * f64::from(rng::unit(&mut r));
+            let kept = if empty {
+                0
+            } else {
+                ((n as f64 * share) as usize).min(n.saturating_sub(1))
+            };
             let held = mixed.split_off(kept);
             (mixed, held)
         };
@@ -304,18 +354,35 @@ impl<'a> Distiller<'a> {
         targets.dedup();
         let share = 1.0 / targets.len().max(1) as f32;
         let hard = targets.iter().map(|&i| (i, share)).collect();
-        Example { query: EvalQuery { user, history, mask, targets }, hard }
+        Example {
+            query: EvalQuery {
+                user,
+                history,
+                mask,
+                targets,
+            },
+            hard,
+        }
     }
 
     /// Presence masks of a step in which items lose modalities.
     fn dropped(&self, r: &mut Stream) -> Result<Vec<Tensor>> {
-        let names = self.student.shape.modalities.iter().map(|m| m.name == GRAPH);
+        let names = self
+            .student
+            .shape
+            .modalities
+            .iter()
+            .map(|m| m.name == GRAPH);
         self.features
             .present()
             .iter()
             .zip(names)
             .map(|(p, is_graph)| {
-                let rate = if is_graph { self.cfg.drop_graph } else { self.cfg.drop_content } as f32;
+                let rate = if is_graph {
+                    self.cfg.drop_graph
+                } else {
+                    self.cfg.drop_content
+                } as f32;
                 let keep: Vec<f32> = (0..p.elem_count())
                     .map(|_| if rng::unit(r) < rate { 0.0 } else { 1.0 })
                     .collect();
@@ -327,9 +394,11 @@ impl<'a> Distiller<'a> {
     fn loss(&self, batch: &[Example], soft: Vec<SoftTarget>, r: &mut Stream) -> Result<Tensor> {
         let drop = f64::from(rng::unit(r)) < self.cfg.drop_steps;
         let v = if drop {
-            self.student.item_vectors(&self.features, &self.dropped(r)?)?
+            self.student
+                .item_vectors(&self.features, &self.dropped(r)?)?
         } else {
-            self.student.item_vectors(&self.features, self.features.present())?
+            self.student
+                .item_vectors(&self.features, self.features.present())?
         };
         let histories: Vec<&[HistoryEvent]> =
             batch.iter().map(|e| e.query.history.as_slice()).collect();
@@ -345,11 +414,15 @@ impl<'a> Distiller<'a> {
                 let a = if e.hard.is_empty() { 1.0 } else { a };
                 let hard = e.hard.iter().map(|&(i, w)| (i, (1.0 - a) * w));
                 hard.chain(soft.into_iter().map(|(i, w)| (i, a * w)))
-                    .filter(|t| t.1 > 0.0)
+                    .filter(|t| t.1 > 0.0 && self.cold.binary_search(&t.0).is_err())
                     .collect()
             })
             .collect();
-        let masked = batch.iter().map(|e| e.query.mask.clone()).collect();
+        // History and cold items do not overlap: a history is made of training events.
+        let masked = batch
+            .iter()
+            .map(|e| e.query.mask.iter().chain(&self.cold).copied().collect())
+            .collect();
         let mut loss = ops::softmax_cross_entropy(&scores, targets, masked)?;
         if let (Some(anchor), true) = (&self.anchor, self.cfg.align_weight > 0.0) {
             let cos = (ops::normalize_rows(&v)? * anchor)?.sum(1)?;
@@ -366,7 +439,11 @@ impl<'a> Distiller<'a> {
     }
 
     fn cuts(&self) -> u64 {
-        if self.data.ordered { self.cfg.cuts.max(1) as u64 } else { 1 }
+        if self.data.ordered {
+            self.cfg.cuts.max(1) as u64
+        } else {
+            1
+        }
     }
 }
 
@@ -379,11 +456,16 @@ impl Learner for Distiller<'_> {
         let mut order: Vec<(u32, u64)> = (0..self.cuts())
             .flat_map(|c| self.users.iter().map(move |&u| (u, c)))
             .collect();
-        rng::shuffle(&mut rng::stream(self.seed, Purpose::Shuffle, &[epoch, 2]), &mut order);
+        rng::shuffle(
+            &mut rng::stream(self.seed, Purpose::Shuffle, &[epoch, 2]),
+            &mut order,
+        );
         let (mut total, mut n) = (0.0, 0usize);
         for (k, batch) in order.chunks(self.cfg.batch.max(1)).enumerate() {
-            let examples: Vec<Example> =
-                batch.iter().map(|&(u, c)| self.example(u, epoch, c)).collect();
+            let examples: Vec<Example> = batch
+                .iter()
+                .map(|&(u, c)| self.example(u, epoch, c))
+                .collect();
             let soft = if self.cfg.teacher_weight > 0.0 {
                 let queries: Vec<EvalQuery> = examples.iter().map(|e| e.query.clone()).collect();
                 self.teachers.targets(&queries)?

@@ -21,13 +21,20 @@ impl Factors {
     /// A tensor is missing or the widths differ.
     pub fn new(tensors: &TensorMap) -> Result<Self> {
         let get = |n: &str| {
-            tensors.get(n).cloned().ok_or_else(|| Error::config(format!("tensor `{n}` is missing from the run; train it again")))
+            tensors.get(n).cloned().ok_or_else(|| {
+                Error::config(format!(
+                    "tensor `{n}` is missing from the run; train it again"
+                ))
+            })
         };
         let (users, items) = (get("user_vectors")?, get("item_vectors")?);
         if users.dim(1)? != items.dim(1)? {
             return Err(Error::config("user and item vectors have different widths"));
         }
-        Ok(Self { users, items_t: items.t()?.contiguous()? })
+        Ok(Self {
+            users,
+            items_t: items.t()?.contiguous()?,
+        })
     }
 }
 
@@ -38,7 +45,9 @@ impl Scorer for Factors {
 
     fn score(&self, queries: &[EvalQuery], out: &mut [f32]) -> Result<()> {
         let ids: Vec<u32> = queries.iter().map(|q| q.user).collect();
-        let u = self.users.index_select(&index_tensor(&ids, self.users.device())?, 0)?;
+        let u = self
+            .users
+            .index_select(&index_tensor(&ids, self.users.device())?, 0)?;
         copy_scores(&u.matmul(&self.items_t)?, out)
     }
 }
@@ -47,7 +56,11 @@ impl Scorer for Factors {
 pub fn copy_scores(scores: &Tensor, out: &mut [f32]) -> Result<()> {
     let v = scores.flatten_all()?.to_vec1::<f32>()?;
     if v.len() != out.len() {
-        return Err(Error::config(format!("{} scores for {} places", v.len(), out.len())));
+        return Err(Error::config(format!(
+            "{} scores for {} places",
+            v.len(),
+            out.len()
+        )));
     }
     out.copy_from_slice(&v);
     Ok(())

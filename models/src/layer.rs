@@ -83,7 +83,13 @@ pub fn dropout(x: &Tensor, rate: f64, rng: Option<&mut Stream>) -> Result<Tensor
     };
     let scale = (1.0 / (1.0 - rate)) as f32;
     let mask: Vec<f32> = (0..x.elem_count())
-        .map(|_| if rng::unit(rng) < rate as f32 { 0.0 } else { scale })
+        .map(|_| {
+            if rng::unit(rng) < rate as f32 {
+                0.0
+            } else {
+                scale
+            }
+        })
         .collect();
     Ok((x * Tensor::from_vec(mask, x.shape(), x.device())?)?)
 }
@@ -115,9 +121,14 @@ mod tests {
     fn dropout_keeps_the_mean() -> Result<()> {
         let x = Tensor::ones(20_000, candle_core::DType::F32, &Device::Cpu)?;
         let mut r = rng::stream(1, Purpose::Dropout, &[]);
-        let y = dropout(&x, 0.3, Some(&mut r))?.mean_all()?.to_scalar::<f32>()?;
+        let y = dropout(&x, 0.3, Some(&mut r))?
+            .mean_all()?
+            .to_scalar::<f32>()?;
         assert!((y - 1.0).abs() < 0.03, "{y}");
-        assert_eq!(dropout(&x, 0.3, None)?.sum_all()?.to_scalar::<f32>()?, 20_000.0);
+        assert_eq!(
+            dropout(&x, 0.3, None)?.sum_all()?.to_scalar::<f32>()?,
+            20_000.0
+        );
         Ok(())
     }
 }

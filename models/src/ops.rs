@@ -1,9 +1,9 @@
 //! Differentiable operations that candle lacks or computes wastefully.
 
 use candle_core::backend::BackendStorage;
-use candle_core::{
-    CpuStorage, CudaStorage, CustomOp1, CustomOp2, Layout, Shape, Storage, Tensor,
-};
+use candle_core::{CpuStorage, CudaStorage, CustomOp1, CustomOp2, Layout, Shape, Storage, Tensor};
+use std::sync::Mutex;
+
 use rayon::prelude::*;
 
 use crate::error::Result;
@@ -19,20 +19,8 @@ pub fn input_linear(x: &Tensor, w: &Tensor) -> Result<Tensor> {
     Ok(w.contiguous()?.apply_op1(InputLinear { x })?)
 }
 
-/// `y · c` where `c` is constant: the backward computes only the gradient of `y`.
-///
-/// # Shapes
-/// `y` `[B, I]`, `c` `[I, O]` (constant, may be a transposed view); the result is `[B, O]`.
-pub fn frozen_linear(y: &Tensor, c: &Tensor) -> Result<Tensor> {
-    Ok(y.contiguous()?.apply_op1(FrozenLinear { c: c.detach() })?)
-}
-
 struct InputLinear {
     x: Tensor,
-}
-
-struct FrozenLinear {
-    c: Tensor,
 }
 
 /// Matrix product through the backend of the storages at hand.
@@ -78,32 +66,6 @@ impl CustomOp1 for InputLinear {
     }
 }
 
-impl CustomOp1 for FrozenLinear {
-    fn name(&self) -> &'static str {
-        "frozen-linear"
-    }
-
-    fn cpu_fwd(&self, y: &CpuStorage, yl: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
-        let (c, cl) = self.c.storage_and_layout();
-        match &*c {
-            Storage::Cpu(c) => backend_matmul(y, yl, c, cl),
-            _ => Err(wrong_device()),
-        }
-    }
-
-    fn cuda_fwd(&self, y: &CudaStorage, yl: &Layout) -> candle_core::Result<(CudaStorage, Shape)> {
-        let (c, cl) = self.c.storage_and_layout();
-        match &*c {
-            Storage::Cuda(c) => backend_matmul(y, yl, c, cl),
-            _ => Err(wrong_device()),
-        }
-    }
-
-    fn bwd(&self, _y: &Tensor, _o: &Tensor, g: &Tensor) -> candle_core::Result<Option<Tensor>> {
-        Ok(Some(g.matmul(&self.c.t()?)?))
-    }
-}
-
 /// Rows divided by `max(‖row‖₂, 1e-12)`.
 ///
 /// # Shapes
@@ -138,29 +100,66 @@ impl CustomOp1 for NormalizeRows {
 
     /// With y = x / n: dx = (g − y (y·g)) / n. Below the floor the norm is a constant.
     fn bwd(&self, x: &Tensor, y: &Tensor, g: &Tensor) -> candle_core::Result<Option<Tensor>> {
-        let (xs, ys) = (flat(x)?, flat(y)?);
-        let gs = flat(g)?;
         let d = x.dim(1)?;
-        let mut out = vec![0f32; xs.len()];
-        simd::dispatch(|| {
-            for (((o, x), y), g) in out
-                .chunks_exact_mut(d)
-                .zip(xs.chunks_exact(d))
-                .zip(ys.chunks_exact(d))
-                .zip(gs.chunks_exact(d))
-            {
-                let norm = simd::dot(x, x).sqrt();
-                let (inv, along) = if norm > 1e-12 {
-                    (1.0 / norm, simd::dot(y, g))
-                } else {
-                    (1e12, 0.0)
-                };
-                for i in 0..d {
-                    o[i] = (g[i] - y[i] * along) * inv;
-                }
-            }
-        });
+        let g = g.contiguous()?;
+        let mut out = vec![0f32; x.elem_count()];
+        with_cpu(x, |xs, xl| {
+            let xs = simd::f32_slice(xs, xl)?;
+            with_cpu(y, |ys, yl| {
+                let ys = simd::f32_slice(ys, yl)?;
+                with_cpu(&g, |gs, gl| {
+                    let gs = simd::f32_slice(gs, gl)?;
+                    simd::dispatch(|| normalize_backward(&mut out, xs, ys, gs, d));
+                    Ok(())
+                })
+            })
+        })?;
         Ok(Some(Tensor::from_vec(out, x.shape(), x.device())?))
+    }
+}
+
+#[inline(always)]
+fn normalize_backward(out: &mut [f32], xs: &[f32], ys: &[f32], gs: &[f32], d: usize) {
+    for (((o, x), y), g) in out
+        .chunks_exact_mut(d)
+        .zip(xs.chunks_exact(d))
+        .zip(ys.chunks_exact(d))
+        .zip(gs.chunks_exact(d))
+    {
+        let norm = simd::dot(x, x).sqrt();
+        let (inv, along) = if norm > 1e-12 {
+            (1.0 / norm, simd::dot(y, g))
+        } else {
+            (1e12, 0.0)
+        };
+        for i in 0..d {
+            o[i] = (g[i] - y[i] * along) * inv;
+        }
+    }
+}
+
+/// Runs `f` on the host storage behind a tensor, without a copy.
+fn with_cpu<R>(
+    t: &Tensor,
+    f: impl FnOnce(&CpuStorage, &Layout) -> candle_core::Result<R>,
+) -> candle_core::Result<R> {
+    let (storage, layout) = t.storage_and_layout();
+    match &*storage {
+        Storage::Cpu(s) => f(s, layout),
+        _ => Err(wrong_device()),
+    }
+}
+
+/// Matrix product on the host, into a fresh buffer.
+fn cpu_matmul(
+    a: &CpuStorage,
+    al: &Layout,
+    b: &CpuStorage,
+    bl: &Layout,
+) -> candle_core::Result<Vec<f32>> {
+    match backend_matmul(a, al, b, bl)?.0 {
+        CpuStorage::F32(v) => Ok(v),
+        _ => Err(candle_core::Error::Msg("operands must be f32".into())),
     }
 }
 
@@ -168,16 +167,20 @@ fn flat(t: &Tensor) -> candle_core::Result<Vec<f32>> {
     t.contiguous()?.flatten_all()?.to_vec1::<f32>()
 }
 
-/// InfoNCE of anchors against **all** rows of a view, streamed over tiles of the view so that
-/// the full similarity matrix never exists:
+/// InfoNCE of anchors against **all** rows of a view:
 ///
 /// `Σ_j w_j · −log( exp(⟨a_j, b_{p_j}⟩/τ) / Σ_v exp(⟨a_j, b_v⟩/τ) )`
 ///
 /// Weights replace repeated anchors exactly (a node drawn three times has three times the weight).
+/// The similarities are streamed over tiles of the view; their exponentials are kept for the
+/// backward while they are few, and computed again when they are many, so that memory is bounded.
 ///
 /// # Shapes
-/// `anchors` `[B, D]`, `view` `[V, D]` (both row-normalised by the caller), `positive` and
-/// `weight` of length B; the result is a scalar.
+/// `anchors` `[B, D]`, `view` `[V, D]`, both with rows of norm at most one (so that 1/τ bounds every
+/// exponent), `positive` and `weight` of length B; the result is a scalar.
+///
+/// # Errors
+/// τ below 0.02 (the exponentials would leave f32), or a positive outside the view.
 pub fn info_nce(
     anchors: &Tensor,
     view: &Tensor,
@@ -185,16 +188,24 @@ pub fn info_nce(
     weight: &[f32],
     tau: f64,
 ) -> Result<Tensor> {
+    let (b, v) = (anchors.dim(0)?, view.dim(0)?);
+    let fits = positive.len() == b && weight.len() == b;
+    if tau < 0.02 || !fits || positive.iter().any(|&p| p as usize >= v) {
+        return Err(crate::Error::config(format!(
+            "contrastive loss of {b} anchors against {v} rows needs a temperature of at least 0.02 (got {tau}) and a positive among the rows for each anchor"
+        )));
+    }
     let op = InfoNce {
         positive: positive.to_vec(),
         weight: weight.to_vec(),
-        inv_tau: 1.0 / tau,
+        inv_tau: (1.0 / tau) as f32,
+        kept: Mutex::new(None),
     };
     if anchors.device().is_cpu() {
         return Ok(anchors.contiguous()?.apply_op2(&view.contiguous()?, op)?);
     }
     let dev = anchors.device();
-    let logits = (anchors.matmul(&view.t()?)? * op.inv_tau)?;
+    let logits = (anchors.matmul(&view.t()?)? / tau)?;
     let max = logits.max_keepdim(1)?.detach();
     let lse = (logits.broadcast_sub(&max)?.exp()?.sum(1)?.log()? + max.squeeze(1)?)?;
     let idx = Tensor::from_slice(positive, (positive.len(), 1), dev)?;
@@ -206,17 +217,43 @@ pub fn info_nce(
 struct InfoNce {
     positive: Vec<u32>,
     weight: Vec<f32>,
-    inv_tau: f64,
+    inv_tau: f32,
+    /// What the forward leaves for the backward: row sums, and the tiles while they are few.
+    kept: Mutex<Option<Kept>>,
+}
+
+struct Kept {
+    sums: Vec<f32>,
+    tiles: Vec<Vec<f32>>,
 }
 
 /// Columns of the similarity matrix that exist at one time.
 const TILE: usize = 1024;
 
+/// Most similarities kept from forward to backward: 64 MB.
+const KEEP: usize = 1 << 24;
+
+/// Rows `[start, start + len)` of a contiguous `[V, D]` layout.
+fn rows_of(l: &Layout, start: usize, len: usize) -> candle_core::Result<Layout> {
+    l.narrow(0, start, len)
+}
+
 impl InfoNce {
-    /// Similarities of all anchors with rows `[start, start+len)` of the view, divided by τ,
-    /// as a flat `[B, len]` buffer.
-    fn logits(&self, a: &Tensor, b: &Tensor, start: usize, len: usize) -> candle_core::Result<Tensor> {
-        a.matmul(&b.narrow(0, start, len)?.t()?)
+    /// `exp((⟨a_j, b_v⟩ − 1)/τ)` for all anchors and the rows of one tile, `[B, len]`.
+    fn tile(
+        &self,
+        a: (&CpuStorage, &Layout),
+        b: (&CpuStorage, &Layout),
+        start: usize,
+        len: usize,
+    ) -> candle_core::Result<Vec<f32>> {
+        let bl = rows_of(b.1, start, len)?.transpose(0, 1)?;
+        let mut e = cpu_matmul(a.0, a.1, b.0, &bl)?;
+        let k = self.inv_tau;
+        e.par_chunks_mut(len).for_each(|row| {
+            simd::dispatch(|| row.iter_mut().for_each(|x| *x = simd::exp(*x * k - k)));
+        });
+        Ok(e)
     }
 }
 
@@ -234,17 +271,31 @@ impl CustomOp2 for InfoNce {
     ) -> candle_core::Result<(CpuStorage, Shape)> {
         let (n, d) = (al.dims()[0], al.dims()[1]);
         let v = bl.dims()[0];
-        let av = simd::f32_slice(a, al)?;
-        let bv = simd::f32_slice(b, bl)?;
-        let dev = candle_core::Device::Cpu;
-        let at = Tensor::from_slice(av, (n, d), &dev)?;
-        let bt = Tensor::from_slice(bv, (v, d), &dev)?;
-        let lse = self.log_sum_exp(&at, &bt)?;
+        let keep = n * v <= KEEP;
+        let mut sums = vec![0f32; n];
+        let mut tiles = Vec::new();
+        for start in (0..v).step_by(TILE) {
+            let len = TILE.min(v - start);
+            let e = self.tile((a, al), (b, bl), start, len)?;
+            sums.par_iter_mut()
+                .zip(e.par_chunks(len))
+                .for_each(|(sum, row)| {
+                    *sum += simd::dispatch(|| simd::sum(row));
+                });
+            if keep {
+                tiles.push(e);
+            }
+        }
+        let (av, bv) = (simd::f32_slice(a, al)?, simd::f32_slice(b, bl)?);
         let mut loss = 0f64;
         for j in 0..n {
             let p = self.positive[j] as usize;
-            let s = simd::dot(&av[j * d..][..d], &bv[p * d..][..d]) * self.inv_tau as f32;
-            loss += f64::from(self.weight[j]) * f64::from(lse[j] - s);
+            let s = simd::dot(&av[j * d..][..d], &bv[p * d..][..d]);
+            let log_sum = f64::from(sums[j].ln()) + f64::from(self.inv_tau);
+            loss += f64::from(self.weight[j]) * (log_sum - f64::from(s * self.inv_tau));
+        }
+        if let Ok(mut kept) = self.kept.lock() {
+            *kept = Some(Kept { sums, tiles });
         }
         Ok((CpuStorage::F32(vec![loss as f32]), Shape::from(())))
     }
@@ -256,93 +307,51 @@ impl CustomOp2 for InfoNce {
         _res: &Tensor,
         grad: &Tensor,
     ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> {
-        let (a, b) = (a.detach().contiguous()?, b.detach().contiguous()?);
-        let (n, d) = a.dims2()?;
-        let v = b.dim(0)?;
-        let g = grad.to_scalar::<f32>()? * self.inv_tau as f32;
-        let lse = self.log_sum_exp(&a, &b)?;
-        let inv_tau = self.inv_tau as f32;
-        let mut da = Tensor::zeros((n, d), a.dtype(), a.device())?;
-        let mut db = Vec::with_capacity(v.div_ceil(TILE));
-        let mut start = 0;
-        while start < v {
-            let len = TILE.min(v - start);
-            // P = w_j · softmax_v, the gradient of the log-sum-exp part with respect to logits.
-            let mut p = flat(&self.logits(&a, &b, start, len)?)?;
-            p.par_chunks_mut(len).enumerate().for_each(|(j, row)| {
-                let (w, l) = (self.weight[j] * g, lse[j]);
-                simd::dispatch(|| {
-                    row.iter_mut()
-                        .for_each(|x| *x = w * simd::exp(*x * inv_tau - l));
-                });
-                let at = self.positive[j] as usize;
-                if (start..start + len).contains(&at) {
-                    row[at - start] -= w;
-                }
-            });
-            let p = Tensor::from_vec(p, (n, len), a.device())?;
-            da = (da + p.matmul(&b.narrow(0, start, len)?)?)?;
-            db.push(p.t()?.matmul(&a)?);
-            start += len;
-        }
-        Ok((Some(da), Some(Tensor::cat(&db, 0)?)))
-    }
-}
-
-impl InfoNce {
-    /// `log Σ_v exp(⟨a_j, b_v⟩/τ)` for each anchor, with a running maximum.
-    fn log_sum_exp(&self, a: &Tensor, b: &Tensor) -> candle_core::Result<Vec<f32>> {
-        let n = a.dim(0)?;
-        let v = b.dim(0)?;
-        let inv_tau = self.inv_tau as f32;
-        let mut max = vec![f32::NEG_INFINITY; n];
-        let mut sum = vec![0f32; n];
-        let mut start = 0;
-        while start < v {
-            let len = TILE.min(v - start);
-            let s = flat(&self.logits(a, b, start, len)?)?;
-            max.par_iter_mut()
-                .zip(sum.par_iter_mut())
-                .zip(s.par_chunks(len))
-                .for_each(|((max, sum), row)| {
-                    simd::dispatch(|| {
-                        let mut lanes = [f32::NEG_INFINITY; 8];
-                        let chunks = row.chunks_exact(8);
-                        let mut m = chunks
-                            .remainder()
-                            .iter()
-                            .fold(f32::NEG_INFINITY, |m, x| m.max(*x));
-                        for c in chunks {
-                            for i in 0..8 {
-                                lanes[i] = if c[i] > lanes[i] { c[i] } else { lanes[i] };
-                            }
+        let kept = self
+            .kept
+            .lock()
+            .ok()
+            .and_then(|mut k| k.take())
+            .ok_or_else(|| {
+                candle_core::Error::Msg("info-nce: backward without its forward".into())
+            })?;
+        let g = grad.to_scalar::<f32>()? * self.inv_tau;
+        let mut tiles = kept.tiles.into_iter();
+        let (da, db) = with_cpu(a, |a, al| {
+            with_cpu(b, |b, bl| {
+                let (n, d) = (al.dims()[0], al.dims()[1]);
+                let v = bl.dims()[0];
+                let mut da = vec![0f32; n * d];
+                let mut db = Vec::with_capacity(v * d);
+                for start in (0..v).step_by(TILE) {
+                    let len = TILE.min(v - start);
+                    let mut p = match tiles.next() {
+                        Some(t) => t,
+                        None => self.tile((a, al), (b, bl), start, len)?,
+                    };
+                    // w_j · softmax over the view, less w_j at the positive.
+                    p.par_chunks_mut(len).enumerate().for_each(|(j, row)| {
+                        let w = self.weight[j] * g;
+                        let k = w / kept.sums[j];
+                        simd::dispatch(|| row.iter_mut().for_each(|x| *x *= k));
+                        let at = self.positive[j] as usize;
+                        if (start..start + len).contains(&at) {
+                            row[at - start] -= w;
                         }
-                        m = lanes.iter().fold(m, |m, x| m.max(*x)) * inv_tau;
-                        let m = m.max(*max);
-                        let mut acc = [0f32; 8];
-                        let chunks = row.chunks_exact(8);
-                        let mut tail = 0f32;
-                        for x in chunks.remainder() {
-                            tail += simd::exp(x * inv_tau - m);
-                        }
-                        for c in chunks {
-                            for i in 0..8 {
-                                acc[i] += simd::exp(c[i] * inv_tau - m);
-                            }
-                        }
-                        let here = acc.iter().sum::<f32>() + tail;
-                        let before = if max.is_finite() {
-                            *sum * simd::exp(*max - m)
-                        } else {
-                            0.0
-                        };
-                        *sum = before + here;
-                        *max = m;
                     });
-                });
-            start += len;
-        }
-        Ok(max.iter().zip(&sum).map(|(m, s)| m + s.ln()).collect())
+                    let p = CpuStorage::F32(p);
+                    let pl = Layout::contiguous((n, len));
+                    let part = cpu_matmul(&p, &pl, b, &rows_of(bl, start, len)?)?;
+                    simd::dispatch(|| da.iter_mut().zip(&part).for_each(|(x, y)| *x += y));
+                    db.extend(cpu_matmul(&p, &pl.transpose(0, 1)?, a, al)?);
+                }
+                Ok((da, db))
+            })
+        })?;
+        Ok((
+            Some(Tensor::from_vec(da, a.shape(), a.device())?),
+            Some(Tensor::from_vec(db, b.shape(), b.device())?),
+        ))
     }
 }
 
@@ -389,14 +398,20 @@ pub fn softmax_cross_entropy(
         )));
     }
     if scores.device().is_cpu() {
-        return Ok(scores.contiguous()?.apply_op1(SoftmaxCe { targets, masked })?);
+        return Ok(scores
+            .contiguous()?
+            .apply_op1(SoftmaxCe { targets, masked })?);
     }
     let dev = scores.device();
     let mut hide = vec![0f32; b * n];
     let mut want = vec![0f32; b * n];
     for r in 0..b {
-        masked[r].iter().for_each(|&i| hide[r * n + i as usize] = -1e30);
-        targets[r].iter().for_each(|&(i, w)| want[r * n + i as usize] += w);
+        masked[r]
+            .iter()
+            .for_each(|&i| hide[r * n + i as usize] = -1e30);
+        targets[r]
+            .iter()
+            .for_each(|&(i, w)| want[r * n + i as usize] += w);
     }
     let open = (scores + Tensor::from_vec(hide, (b, n), dev)?)?;
     let max = open.max_keepdim(1)?.detach();
@@ -416,7 +431,10 @@ impl SoftmaxCe {
         let max = simd::dispatch(|| {
             let mut lanes = [f32::NEG_INFINITY; 8];
             let chunks = row.chunks_exact(8);
-            let tail = chunks.remainder().iter().fold(f32::NEG_INFINITY, |m, x| m.max(*x));
+            let tail = chunks
+                .remainder()
+                .iter()
+                .fold(f32::NEG_INFINITY, |m, x| m.max(*x));
             for c in chunks {
                 for i in 0..8 {
                     lanes[i] = if c[i] > lanes[i] { c[i] } else { lanes[i] };
@@ -443,7 +461,9 @@ impl SoftmaxCe {
         }
         // Masked items held nearly all the mass: subtracting cancelled, so sum the open ones.
         let mut open = vec![true; row.len()];
-        self.masked[r].iter().for_each(|&i| open[i as usize] = false);
+        self.masked[r]
+            .iter()
+            .for_each(|&i| open[i as usize] = false);
         let max = row
             .iter()
             .zip(&open)
@@ -555,7 +575,7 @@ mod tests {
         let b = Var::from_tensor(&crate::rng::normal(&mut rng, (v, d), 1.0, &dev)?)?;
         let pos: Vec<u32> = (0..n as u32).map(|j| j * 150).collect();
         let w: Vec<f32> = (0..n).map(|j| 0.1 + j as f32 * 0.05).collect();
-        let tau = 0.2;
+        let tau = 0.2f64;
         let an = normalize_rows(a.as_tensor())?;
         let bn = normalize_rows(b.as_tensor())?;
         let fast = info_nce(&an, &bn, &pos, &w, tau)?;
@@ -596,7 +616,7 @@ mod tests {
     }
 
     #[test]
-    fn constant_sides_get_no_gradient_and_the_other_side_the_right_one() -> Result<()> {
+    fn a_constant_input_gets_no_gradient_and_the_weight_the_right_one() -> Result<()> {
         let dev = Device::Cpu;
         let x = Var::new(&[[1f32, 2.0, 3.0], [0.5, -1.0, 2.0]], &dev)?;
         let w = Var::new(&[[0.1f32, 0.2, -0.3], [1.0, 0.0, 2.0]], &dev)?;
@@ -610,13 +630,6 @@ mod tests {
         assert_eq!(
             g.get(w.as_tensor()).expect("gradient").to_vec2::<f32>()?,
             h.get(w.as_tensor()).expect("gradient").to_vec2::<f32>()?
-        );
-        let fast = frozen_linear(x.as_tensor(), w.as_tensor())?;
-        let g = fast.sqr()?.sum_all()?.backward()?;
-        assert!(g.get(w.as_tensor()).is_none());
-        assert_eq!(
-            g.get(x.as_tensor()).expect("gradient").to_vec2::<f32>()?,
-            h.get(x.as_tensor()).expect("gradient").to_vec2::<f32>()?
         );
         Ok(())
     }
@@ -648,7 +661,9 @@ mod tests {
             let fd = (f(&p)? - f(&m)?) / 2e-2;
             assert!((g[i] - fd).abs() < 2e-3, "{i}: {} {fd}", g[i]);
         }
-        assert!(softmax_cross_entropy(v.as_tensor(), vec![vec![(9, 1.0)], vec![]], masked).is_err());
+        assert!(
+            softmax_cross_entropy(v.as_tensor(), vec![vec![(9, 1.0)], vec![]], masked).is_err()
+        );
         Ok(())
     }
 

@@ -41,10 +41,7 @@ impl Params {
 
     /// Number of scalars.
     pub fn count(&self) -> usize {
-        self.vars
-            .values()
-            .map(|v| v.as_tensor().elem_count())
-            .sum()
+        self.vars.values().map(|v| v.as_tensor().elem_count()).sum()
     }
 
     /// All values, for a checkpoint, with `prefix` before each name. They share the variables'
@@ -81,7 +78,8 @@ fn set_from(var: &Var, key: &str, from: &TensorMap) -> Result<()> {
             ),
         });
     }
-    var.set(&value.to_device(var.as_tensor().device())?)?;
+    // A copy: a map from `export` may still share the variable's own storage.
+    var.set(&value.to_device(var.as_tensor().device())?.copy()?)?;
     Ok(())
 }
 
@@ -134,19 +132,39 @@ impl Adam {
 
     /// One update of every variable that has a gradient.
     pub fn step(&mut self, grads: &GradStore) -> Result<()> {
+        self.update(|slot| grads.get(slot.var.as_tensor()).map(Tensor::detach))
+    }
+
+    /// One update from gradients by parameter name.
+    pub fn step_named(&mut self, mut grads: TensorMap) -> Result<()> {
+        self.update(|slot| grads.remove(&slot.name))
+    }
+
+    fn update(&mut self, mut gradient: impl FnMut(&Slot) -> Option<Tensor>) -> Result<()> {
         self.step += 1;
         let c1 = 1.0 - 0.9f64.powf(self.step as f64);
         let c2 = 1.0 - 0.999f64.powf(self.step as f64);
         for slot in &self.slots {
-            let Some(g) = grads.get(slot.var.as_tensor()) else {
+            let Some(g) = gradient(slot) else {
                 continue;
             };
-            let g = g.detach();
             let p = slot.var.as_tensor();
             if p.device().is_cpu() {
                 let g = g.contiguous()?;
-                slot.m.inplace_op2(&g, &Ema { beta: 0.9, square: false })?;
-                slot.v.inplace_op2(&g, &Ema { beta: 0.999, square: true })?;
+                slot.m.inplace_op2(
+                    &g,
+                    &Ema {
+                        beta: 0.9,
+                        square: false,
+                    },
+                )?;
+                slot.v.inplace_op2(
+                    &g,
+                    &Ema {
+                        beta: 0.999,
+                        square: true,
+                    },
+                )?;
                 let update = AdamUpdate {
                     scale: (self.lr / c1) as f32,
                     inv_c2: (1.0 / c2) as f32,
@@ -189,8 +207,12 @@ impl Adam {
         };
         for s in &mut self.slots {
             let dev = s.var.as_tensor().device();
-            s.m = find(format!("{prefix}{}.m", s.name))?.to_device(dev)?.copy()?;
-            s.v = find(format!("{prefix}{}.v", s.name))?.to_device(dev)?.copy()?;
+            s.m = find(format!("{prefix}{}.m", s.name))?
+                .to_device(dev)?
+                .copy()?;
+            s.v = find(format!("{prefix}{}.v", s.name))?
+                .to_device(dev)?
+                .copy()?;
         }
         let step = find(format!("{prefix}step"))?.to_vec1::<i64>()?;
         self.step = step.first().copied().unwrap_or(0).max(0) as u64;
@@ -209,7 +231,7 @@ fn f32_mut<'a>(s: &'a mut CpuStorage, l: &Layout) -> candle_core::Result<&'a mut
 }
 
 struct Ema {
-    beta: f32,
+    beta: f64,
     square: bool,
 }
 
@@ -227,10 +249,12 @@ impl InplaceOp2 for Ema {
     ) -> candle_core::Result<()> {
         let g = simd::f32_slice(src, src_l)?;
         let m = f32_mut(dst, dst_l)?;
-        let (b, c) = (self.beta, 1.0 - self.beta);
+        let (b, c) = (self.beta as f32, (1.0 - self.beta) as f32);
         simd::dispatch(|| {
             if self.square {
-                m.iter_mut().zip(g).for_each(|(m, g)| *m = b * *m + c * g * g);
+                m.iter_mut()
+                    .zip(g)
+                    .for_each(|(m, g)| *m = b * *m + c * g * g);
             } else {
                 m.iter_mut().zip(g).for_each(|(m, g)| *m = b * *m + c * g);
             }

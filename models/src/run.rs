@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
-use crate::baseline::closed_form::{EaseGridConfig, EaseLearner, PopularityConfig, PopularityLearner};
+use crate::baseline::closed_form::{
+    EaseGridConfig, EaseLearner, PopularityConfig, PopularityLearner,
+};
 use crate::baseline::ease::Ease;
 use crate::baseline::graph_mf::{GraphMf, GraphMfConfig};
 use crate::baseline::popularity::Popularity;
@@ -77,7 +79,11 @@ impl RunConfig {
             mode: Mode::Honest,
             modalities: None,
             target_behavior: None,
-            train: TrainConfig { epochs, patience, ..TrainConfig::default() },
+            train: TrainConfig {
+                epochs,
+                patience,
+                ..TrainConfig::default()
+            },
             params: toml::Table::new(),
         })
     }
@@ -136,7 +142,9 @@ impl RunConfig {
                 }
             }
             Some(s) => {
-                return Err(Error::config(format!("there is no section `{s}`; use `train.` or `params.`")));
+                return Err(Error::config(format!(
+                    "there is no section `{s}`; use `train.` or `params.`"
+                )));
             }
         }
         self.replace(whole)?;
@@ -161,9 +169,12 @@ impl RunConfig {
 
     /// The hyper-parameters as the model's own type.
     pub fn parse<T: for<'de> Deserialize<'de>>(&self) -> Result<T> {
-        self.params.clone().try_into().map_err(|e: toml::de::Error| {
-            Error::config(format!("parameters of `{}`: {}", self.model, e.message()))
-        })
+        self.params
+            .clone()
+            .try_into()
+            .map_err(|e: toml::de::Error| {
+                Error::config(format!("parameters of `{}`: {}", self.model, e.message()))
+            })
     }
 
     /// How to open the data set for this run.
@@ -201,15 +212,20 @@ pub fn learner<'a>(
         "popularity" => Box::new(PopularityLearner::new(data, &spec.parse()?)),
         "ease" => Box::new(EaseLearner::new(data, spec.parse()?)?),
         "bpr" => {
-            let cfg = GraphMfConfig { layers: 0, ..spec.parse()? };
+            let cfg = GraphMfConfig {
+                layers: 0,
+                ..spec.parse()?
+            };
             Box::new(GraphMf::new(data, cfg, seed, dev)?)
         }
         "lightgcn" => Box::new(GraphMf::new(data, spec.parse()?, seed, dev)?),
         "sasrec" => Box::new(Sasrec::new(data, spec.parse()?, seed, dev)?),
         "diffmm" => Box::new(DiffMm::new(data, spec.parse::<DiffMmConfig>()?, seed, dev)?),
-        other => return Err(RunConfig::new(other).err().unwrap_or_else(|| {
-            Error::config(format!("`{other}` is not trained by itself; use distill"))
-        })),
+        other => {
+            return Err(RunConfig::new(other).err().unwrap_or_else(|| {
+                Error::config(format!("`{other}` is not trained by itself; use distill"))
+            }));
+        }
     })
 }
 
@@ -263,7 +279,11 @@ impl TrainedRun {
         let files = RunFiles::new(path.as_ref());
         let config = read_config(&files.config())?;
         let tensors = load_tensors(&files.best(), dev)?;
-        Ok(Self { config, tensors, path: path.as_ref().to_path_buf() })
+        Ok(Self {
+            config,
+            tensors,
+            path: path.as_ref().to_path_buf(),
+        })
     }
 
     /// Opens a run as a teacher: the epoch selected on validation rows, whatever the run's mode, so
@@ -279,7 +299,11 @@ impl TrainedRun {
             Mode::Parity => files.best_on_valid(),
         };
         let tensors = load_tensors(&file, dev)?;
-        Ok(Self { config, tensors, path: path.as_ref().to_path_buf() })
+        Ok(Self {
+            config,
+            tensors,
+            path: path.as_ref().to_path_buf(),
+        })
     }
 
     /// A scorer for the items of `data`.
@@ -291,7 +315,11 @@ impl TrainedRun {
         if s.num_items() != data.num_items() {
             return Err(Error::checkpoint(
                 &self.path,
-                format!("the run knows {} items, the data set has {}; give the data it was trained on", s.num_items(), data.num_items()),
+                format!(
+                    "the run knows {} items, the data set has {}; give the data it was trained on",
+                    s.num_items(),
+                    data.num_items()
+                ),
             ));
         }
         Ok(s)
@@ -312,7 +340,9 @@ pub struct RunFiles {
 impl RunFiles {
     /// The files of `dir`, which need not exist yet.
     pub fn new(dir: &Path) -> Self {
-        Self { dir: dir.to_path_buf() }
+        Self {
+            dir: dir.to_path_buf(),
+        }
     }
 
     /// `config.toml`.
@@ -357,7 +387,10 @@ impl RunFiles {
             )));
         }
         if self.report().exists() && resume {
-            return Err(Error::config(format!("{} holds a finished run; there is nothing to resume", self.dir.display())));
+            return Err(Error::config(format!(
+                "{} holds a finished run; there is nothing to resume",
+                self.dir.display()
+            )));
         }
         fs::create_dir_all(&self.dir).map_err(|e| Error::io(&self.dir, e))?;
         let text = toml::to_string_pretty(config).map_err(|e| Error::config(e.to_string()))?;
@@ -392,7 +425,10 @@ pub fn save_tensors(path: &Path, tensors: &TensorMap) -> Result<()> {
 /// Reads tensors written by [`save_tensors`].
 pub fn load_tensors(path: &Path, dev: &Device) -> Result<TensorMap> {
     if !path.exists() {
-        return Err(Error::checkpoint(path, "file is missing; is the run finished?"));
+        return Err(Error::checkpoint(
+            path,
+            "file is missing; is the run finished?",
+        ));
     }
     candle_core::safetensors::load(path, dev)
         .map_err(|e| Error::checkpoint(path, format!("not a readable checkpoint: {e}")))

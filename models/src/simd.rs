@@ -38,6 +38,20 @@ pub(crate) fn exp(x: f32) -> f32 {
     y * f32::from_bits(bits)
 }
 
+/// Sum with eight independent accumulators.
+#[inline(always)]
+pub(crate) fn sum(x: &[f32]) -> f32 {
+    let mut acc = [0f32; 8];
+    let chunks = x.chunks_exact(8);
+    let tail: f32 = chunks.remainder().iter().sum();
+    for c in chunks {
+        for i in 0..8 {
+            acc[i] += c[i];
+        }
+    }
+    acc.iter().sum::<f32>() + tail
+}
+
 /// Dot product of equal-length slices, with eight independent sums so that it vectorises.
 #[inline(always)]
 pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {

@@ -61,7 +61,10 @@ pub struct Monitor<'a> {
 impl Monitor<'_> {
     /// Shows nothing and never stops.
     pub fn silent() -> Self {
-        Self { bar: None, stop: None }
+        Self {
+            bar: None,
+            stop: None,
+        }
     }
 
     /// Counts one step.
@@ -237,7 +240,11 @@ pub fn train(
     };
     let waited = |lines: &[EpochLine]| {
         let best = best_of(lines, on).unwrap_or(0);
-        lines[best.min(lines.len())..].iter().filter(|l| evaluates(l)).count().saturating_sub(1)
+        lines[best.min(lines.len())..]
+            .iter()
+            .filter(|l| evaluates(l))
+            .count()
+            .saturating_sub(1)
     };
 
     let bar = progress_bar(options.progress, cfg.epochs * learner.steps_per_epoch());
@@ -271,7 +278,11 @@ pub fn train(
             let tensors = learner.inference()?;
             let scorer = run::scorer(spec, &tensors, data, dev)?;
             let measure = |split| -> Result<EvalReport> {
-                let protocol = EvalProtocol { split, slices: false, ..options.protocol.clone() };
+                let protocol = EvalProtocol {
+                    split,
+                    slices: false,
+                    ..options.protocol.clone()
+                };
                 evaluate(scorer.as_ref(), data, &protocol)
             };
             line.valid = measure(Split::Valid)?.metrics;
@@ -318,12 +329,17 @@ pub fn train(
     }
     bar.finish_and_clear();
 
-    let best = best_of(&lines, on).ok_or_else(|| Error::config("no epoch was evaluated; set epochs to at least 1"))?;
+    let best = best_of(&lines, on)
+        .ok_or_else(|| Error::config("no epoch was evaluated; set epochs to at least 1"))?;
     let line = lines[best].clone();
     let test = if line.test.is_empty() {
         let tensors = run::load_tensors(&files.best(), dev)?;
         let scorer = run::scorer(spec, &tensors, data, dev)?;
-        let protocol = EvalProtocol { split: Split::Test, slices: false, ..options.protocol.clone() };
+        let protocol = EvalProtocol {
+            split: Split::Test,
+            slices: false,
+            ..options.protocol.clone()
+        };
         evaluate(scorer.as_ref(), data, &protocol)?.metrics
     } else {
         line.test.clone()
@@ -345,7 +361,8 @@ pub fn train(
         valid: line.valid,
         test,
         selected_on_valid,
-        cpu_seconds_per_epoch: (!cpu.is_empty()).then(|| cpu.iter().sum::<f64>() / cpu.len() as f64),
+        cpu_seconds_per_epoch: (!cpu.is_empty())
+            .then(|| cpu.iter().sum::<f64>() / cpu.len() as f64),
         peak_rss_mb: usage::peak_rss_mb(),
         seconds: started.elapsed().as_secs_f64(),
         seed: spec.seed,
@@ -361,8 +378,13 @@ pub fn train(
 
 fn describe(epoch: u64, cfg: &TrainConfig, lines: &[EpochLine]) -> String {
     let last = lines.iter().rev().find_map(|l| {
-        let m = if l.valid.is_empty() { &l.test } else { &l.valid };
-        m.get(&cfg.metric).map(|v| format!(", {} {v:.4}", cfg.metric))
+        let m = if l.valid.is_empty() {
+            &l.test
+        } else {
+            &l.valid
+        };
+        m.get(&cfg.metric)
+            .map(|v| format!(", {} {v:.4}", cfg.metric))
     });
     format!("epoch {epoch}/{}{}", cfg.epochs, last.unwrap_or_default())
 }
@@ -372,7 +394,9 @@ fn progress_bar(show: bool, steps: u64) -> ProgressBar {
     if !show {
         bar.set_draw_target(ProgressDrawTarget::hidden());
     }
-    if let Ok(style) = ProgressStyle::with_template("{bar:30} {percent}% {msg} [{elapsed} / eta {eta}]") {
+    if let Ok(style) =
+        ProgressStyle::with_template("{bar:30} {percent}% {msg} [{elapsed} / eta {eta}]")
+    {
         bar.set_style(style);
     }
     bar
@@ -426,7 +450,10 @@ pub fn sample_triples(rows: &Csr, items: usize, seed: u64, epoch: u64) -> Vec<(u
             out.push((u, p, n));
         }
     }
-    rng::shuffle(&mut rng::stream(seed, Purpose::Shuffle, &[epoch, 1]), &mut out);
+    rng::shuffle(
+        &mut rng::stream(seed, Purpose::Shuffle, &[epoch, 1]),
+        &mut out,
+    );
     out
 }
 

@@ -1,1 +1,4 @@
-#![allow(missing_docs)]
+//! Everything that needs more than one crate, as one test binary.
+
+mod parity;
+mod pipeline;

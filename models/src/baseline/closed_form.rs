@@ -26,7 +26,11 @@ pub struct EaseGridConfig {
 impl Default for EaseGridConfig {
     fn default() -> Self {
         let one = EaseConfig::default();
-        Self { lambda: vec![100.0, 200.0, 500.0], fit_on: one.fit_on, max_items: one.max_items }
+        Self {
+            lambda: vec![100.0, 200.0, 500.0],
+            fit_on: one.fit_on,
+            max_items: one.max_items,
+        }
     }
 }
 
@@ -55,7 +59,11 @@ impl<'a> EaseLearner<'a> {
         if cfg.lambda.is_empty() {
             return Err(Error::config("ease needs at least one lambda"));
         }
-        Ok(Self { data, cfg, fitted: None })
+        Ok(Self {
+            data,
+            cfg,
+            fitted: None,
+        })
     }
 
     /// Epochs that make sense: one per penalty.
@@ -73,14 +81,21 @@ impl Learner for EaseLearner<'_> {
         let lambda = *self.cfg.lambda.get(epoch as usize).ok_or_else(|| {
             Error::config("ease has one epoch per lambda; lower epochs or list more penalties")
         })?;
-        let cfg = EaseConfig { lambda, fit_on: self.cfg.fit_on, max_items: self.cfg.max_items };
+        let cfg = EaseConfig {
+            lambda,
+            fit_on: self.cfg.fit_on,
+            max_items: self.cfg.max_items,
+        };
         self.fitted = Some(Ease::fit(self.data, &cfg)?);
         monitor.step()?;
         Ok(vec![("lambda", lambda)])
     }
 
     fn inference(&self) -> Result<TensorMap> {
-        let ease = self.fitted.as_ref().ok_or_else(|| Error::config("ease was not fitted"))?;
+        let ease = self
+            .fitted
+            .as_ref()
+            .ok_or_else(|| Error::config("ease was not fitted"))?;
         let w = ease.weights();
         let t = Tensor::from_iter(w.iter().copied(), &Device::Cpu)?.reshape(w.dim())?;
         Ok(TensorMap::from([("weights".to_string(), t)]))
@@ -104,7 +119,9 @@ pub struct PopularityLearner {
 impl PopularityLearner {
     /// Counts at once.
     pub fn new(data: &Dataset, cfg: &PopularityConfig) -> Self {
-        Self { fitted: Popularity::fit(data, cfg.fit_on) }
+        Self {
+            fitted: Popularity::fit(data, cfg.fit_on),
+        }
     }
 }
 

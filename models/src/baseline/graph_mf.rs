@@ -75,14 +75,27 @@ impl GraphMf {
         let edges = (0..users as u32).flat_map(|u| rows.row(u).iter().map(move |&i| (u, i)));
         let graph = match cfg.layers {
             0 => None,
-            _ => Some(Propagation::new(normalized_bipartite(users, items, edges, false)?)),
+            _ => Some(Propagation::new(normalized_bipartite(
+                users, items, edges, false,
+            )?)),
         };
         let mut params = Params::default();
         let mut r = rng::stream(seed, Purpose::Init, &[]);
         let table = rng::normal(&mut r, (users + items, cfg.dim), cfg.init_std, dev)?;
         let nodes = params.add("nodes", &table)?;
         let adam = Adam::new(&params, cfg.lr, 0.0)?;
-        Ok(Self { cfg, seed, dev: dev.clone(), users, items, rows, graph, params, adam, nodes })
+        Ok(Self {
+            cfg,
+            seed,
+            dev: dev.clone(),
+            users,
+            items,
+            rows,
+            graph,
+            params,
+            adam,
+            nodes,
+        })
     }
 
     /// Mean over the layers of the propagated table.
@@ -147,7 +160,10 @@ impl Learner for GraphMf {
 
     fn inference(&self) -> Result<TensorMap> {
         let h = self.propagated()?.detach();
-        factors(&h.narrow(0, 0, self.users)?, &h.narrow(0, self.users, self.items)?)
+        factors(
+            &h.narrow(0, 0, self.users)?,
+            &h.narrow(0, self.users, self.items)?,
+        )
     }
 
     fn export_state(&self) -> Result<TensorMap> {

@@ -104,7 +104,15 @@ impl Net {
             })
             .collect::<Result<Vec<_>>>()?;
         let last = LayerNorm::new(&mut params, "last", d, dev)?;
-        Ok(Self { cfg, params, items, positions, blocks, last, dev: dev.clone() })
+        Ok(Self {
+            cfg,
+            params,
+            items,
+            positions,
+            blocks,
+            last,
+            dev: dev.clone(),
+        })
     }
 
     /// States of sequences padded on the left to a common length, `[B, L, d]`.
@@ -119,7 +127,9 @@ impl Net {
             real[at..at + s.len()].fill(1.0);
         }
         let rate = self.cfg.dropout;
-        let e = self.items.index_select(&index_tensor(&ids, &self.dev)?, 0)?;
+        let e = self
+            .items
+            .index_select(&index_tensor(&ids, &self.dev)?, 0)?;
         // Positions count from the end of the window, so the newest event always has the last one.
         let p = self.positions.narrow(0, self.cfg.window - l, l)?;
         let mut x = e.reshape((b, l, d))?.broadcast_add(&p)?;
@@ -149,7 +159,11 @@ impl Net {
             let logits = logits.broadcast_add(&hide)?;
             let weights = candle_nn::ops::softmax(&logits, D::Minus1)?;
             let weights = dropout(&weights, rate, noise.as_deref_mut())?;
-            let mixed = weights.matmul(&v)?.transpose(1, 2)?.contiguous()?.reshape((b, l, d))?;
+            let mixed = weights
+                .matmul(&v)?
+                .transpose(1, 2)?
+                .contiguous()?
+                .reshape((b, l, d))?;
             let mixed = dropout(&block.out.forward(&mixed)?, rate, noise.as_deref_mut())?;
             x = (x + mixed)?;
             let y = block.up.forward(&block.norm2.forward(&x)?)?.relu()?;
@@ -182,15 +196,28 @@ impl Sasrec {
     /// A configuration out of range, or no user with two training events.
     pub fn new(data: &Dataset, cfg: SasrecConfig, seed: u64, dev: &Device) -> Result<Self> {
         let sequences: Vec<Vec<u32>> = (0..data.num_users() as u32)
-            .map(|u| data.history(u, Split::Valid).iter().map(|e| e.item).collect::<Vec<u32>>())
+            .map(|u| {
+                data.history(u, Split::Valid)
+                    .iter()
+                    .map(|e| e.item)
+                    .collect::<Vec<u32>>()
+            })
             .filter(|s| s.len() >= 2)
             .collect();
         if sequences.is_empty() {
-            return Err(Error::config("sasrec needs users with at least two training events"));
+            return Err(Error::config(
+                "sasrec needs users with at least two training events",
+            ));
         }
         let net = Net::new(data.num_items(), cfg, seed, dev)?;
         let adam = Adam::new(&net.params, net.cfg.lr, 0.0)?;
-        Ok(Self { net, adam, seed, num_items: data.num_items(), sequences })
+        Ok(Self {
+            net,
+            adam,
+            seed,
+            num_items: data.num_items(),
+            sequences,
+        })
     }
 
     /// The scorer behind a run's inference tensors.
@@ -206,7 +233,12 @@ impl Sasrec {
         Ok(SasrecScorer { net, items_t })
     }
 
-    fn loss(&self, batch: &[usize], noise: Option<&mut Stream>, negatives: &[u32]) -> Result<Tensor> {
+    fn loss(
+        &self,
+        batch: &[usize],
+        noise: Option<&mut Stream>,
+        negatives: &[u32],
+    ) -> Result<Tensor> {
         let window = |s: &'_ [u32]| s.len().min(self.net.cfg.window + 1);
         let parts: Vec<&[u32]> = batch
             .iter()
@@ -240,11 +272,18 @@ impl Sasrec {
         let mut candidates: Vec<u32> = next.iter().chain(negatives).copied().collect();
         candidates.sort_unstable();
         candidates.dedup();
-        let table = self.net.items.index_select(&index_tensor(&candidates, &self.net.dev)?, 0)?;
+        let table = self
+            .net
+            .items
+            .index_select(&index_tensor(&candidates, &self.net.dev)?, 0)?;
         let scores = picked.matmul(&table.t()?)?;
         let targets = next
             .iter()
-            .map(|i| candidates.binary_search(i).map_or_else(|_| Vec::new(), |k| vec![(k as u32, 1.0)]))
+            .map(|i| {
+                candidates
+                    .binary_search(i)
+                    .map_or_else(|_| Vec::new(), |k| vec![(k as u32, 1.0)])
+            })
             .collect();
         ops::softmax_cross_entropy(&scores, targets, none)
     }
@@ -257,7 +296,10 @@ impl Learner for Sasrec {
 
     fn train_epoch(&mut self, epoch: u64, monitor: &mut Monitor<'_>) -> Result<EpochLosses> {
         let mut order: Vec<usize> = (0..self.sequences.len()).collect();
-        rng::shuffle(&mut rng::stream(self.seed, Purpose::Shuffle, &[epoch]), &mut order);
+        rng::shuffle(
+            &mut rng::stream(self.seed, Purpose::Shuffle, &[epoch]),
+            &mut order,
+        );
         let (mut total, mut n) = (0.0, 0usize);
         for (k, batch) in order.chunks(self.net.cfg.batch).enumerate() {
             let mut noise = rng::stream(self.seed, Purpose::Dropout, &[epoch, k as u64]);
@@ -329,7 +371,12 @@ mod tests {
     use super::*;
 
     fn net(dropout: f64) -> Result<Net> {
-        let cfg = SasrecConfig { dim: 8, window: 6, dropout, ..Default::default() };
+        let cfg = SasrecConfig {
+            dim: 8,
+            window: 6,
+            dropout,
+            ..Default::default()
+        };
         Net::new(5, cfg, 3, &Device::Cpu)
     }
 
@@ -339,7 +386,9 @@ mod tests {
         let full = net.forward(&[&[1, 2, 3]], None)?.to_vec3::<f32>()?;
         // Another last item leaves the earlier states as they were.
         let other = net.forward(&[&[1, 2, 4]], None)?.to_vec3::<f32>()?;
-        let both = net.forward(&[&[1, 2, 3], &[0, 4, 2, 1, 3]], None)?.to_vec3::<f32>()?;
+        let both = net
+            .forward(&[&[1, 2, 3], &[0, 4, 2, 1, 3]], None)?
+            .to_vec3::<f32>()?;
         for i in 0..8 {
             assert!((full[0][1][i] - other[0][1][i]).abs() < 1e-6);
             assert!((full[0][2][i] - both[0][4][i]).abs() < 1e-5);
@@ -353,11 +402,19 @@ mod tests {
         let net = net(0.0)?;
         let adam = Adam::new(&net.params, 1e-3, 0.0)?;
         let sequences = vec![vec![0, 1, 2, 3, 4, 0, 2], vec![3, 1]];
-        let m = Sasrec { net, adam, seed: 0, num_items: 5, sequences };
+        let m = Sasrec {
+            net,
+            adam,
+            seed: 0,
+            num_items: 5,
+            sequences,
+        };
         for negatives in [&[][..], &[0, 3]] {
             let g = m.loss(&[0, 1], None, negatives)?.backward()?;
             for (name, v) in m.net.params.iter() {
-                let g = g.get(v.as_tensor()).unwrap_or_else(|| panic!("{name} has no gradient"));
+                let g = g
+                    .get(v.as_tensor())
+                    .unwrap_or_else(|| panic!("{name} has no gradient"));
                 assert!(g.abs()?.max_all()?.to_scalar::<f32>()? > 0.0, "{name}");
             }
         }

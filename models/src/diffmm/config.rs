@@ -147,10 +147,15 @@ impl DiffMmConfig {
                 return Err(Error::config(format!("{name} must be at least 1")));
             }
         }
-        let unit = [("dropout", self.dropout, 0.0, 0.95), ("keep_rate", self.keep_rate, 0.01, 1.0)];
+        let unit = [
+            ("dropout", self.dropout, 0.0, 0.95),
+            ("keep_rate", self.keep_rate, 0.01, 1.0),
+        ];
         for (name, v, lo, hi) in unit {
             if !(lo..=hi).contains(&v) {
-                return Err(Error::config(format!("{name} must lie in [{lo}, {hi}], got {v}")));
+                return Err(Error::config(format!(
+                    "{name} must lie in [{lo}, {hi}], got {v}"
+                )));
             }
         }
         if !(self.temperature > 0.0 && self.lr > 0.0) {

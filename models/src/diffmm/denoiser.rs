@@ -1,8 +1,6 @@
 //! The per-modality denoiser of user rows, its loss, and exact generation in hidden space.
 
-use std::sync::Mutex;
-
-use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Shape, Tensor};
+use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
 use super::config::DiffMmConfig;
@@ -10,7 +8,6 @@ use super::schedule::{Schedule, time_embedding};
 use crate::data::Csr;
 use crate::error::Result;
 use crate::graph::SparseMatrix;
-use crate::ops;
 use crate::params::{Adam, Params, TensorMap};
 use crate::rng::{self, Purpose};
 use crate::simd;
@@ -54,7 +51,10 @@ impl Denoiser {
         let w_x = params.add("w_x", &rng::normal(&mut rng, (items, h), s1, dev)?)?;
         let w_tau = params.add("w_tau", &rng::normal(&mut rng, (e, h), s1, dev)?)?;
         let b1 = params.add("b1", &rng::normal(&mut rng, h, 1e-3, dev)?)?;
-        let w2 = params.add("w2", &rng::normal(&mut rng, (h, items), std(h, items), dev)?)?;
+        let w2 = params.add(
+            "w2",
+            &rng::normal(&mut rng, (h, items), std(h, items), dev)?,
+        )?;
         let b2 = params.add("b2", &rng::normal(&mut rng, items, 1e-3, dev)?)?;
         let adam = Adam::new(&params, cfg.lr, 0.0)?;
         Ok(Self {
@@ -77,8 +77,8 @@ impl Denoiser {
         &self.params
     }
 
-    /// Contribution of the diffusion steps to the hidden layer, `e(t) W_τ + b₁`, one row a step.
-    fn step_bias(&self, steps: &[usize]) -> Result<Tensor> {
+    /// Affine map of the step embeddings, `e(t)`, and the embeddings, one row a step.
+    fn step_embedding(&self, steps: &[usize]) -> Result<(Tensor, Tensor)> {
         let width = self.w_step.dim(0)?;
         let raw: Vec<f32> = steps
             .iter()
@@ -86,22 +86,55 @@ impl Denoiser {
             .collect();
         let raw = Tensor::from_vec(raw, (steps.len(), width), &self.dev)?;
         let e = raw.matmul(&self.w_step)?.broadcast_add(&self.b_step)?;
+        Ok((e, raw))
+    }
+
+    /// Contribution of the diffusion steps to the hidden layer, `e(t) W_τ + b₁`, one row a step.
+    fn step_bias(&self, steps: &[usize]) -> Result<Tensor> {
+        let (e, _) = self.step_embedding(steps)?;
         Ok(e.matmul(&self.w_tau)?.broadcast_add(&self.b1)?)
     }
 
     /// Restored rows for corrupted rows `x` `[B, I]` at the given steps.
     pub fn forward(&self, x: &Tensor, steps: &[usize]) -> Result<Tensor> {
-        let h = (ops::input_linear(x, &self.w_x)? + self.step_bias(steps)?)?.tanh()?;
+        let h = (x.matmul(&self.w_x)? + self.step_bias(steps)?)?.tanh()?;
         Ok(h.matmul(&self.w2)?.broadcast_add(&self.b2)?)
     }
 
     /// One Adam step on the loss of a batch; returns the loss.
     pub fn train_step(&mut self, batch: &NoisyBatch, target: &LossTarget<'_>) -> Result<f64> {
-        let y = self.forward(&batch.x, &batch.steps)?;
-        let loss = target.loss(&y, batch)?;
-        let grads = loss.backward()?;
-        self.adam.step(&grads)?;
-        Ok(f64::from(loss.to_scalar::<f32>()?))
+        let (loss, grads) = self.gradients(batch, target)?;
+        self.adam.step_named(grads)?;
+        Ok(loss)
+    }
+
+    /// Loss and gradients by parameter name.
+    ///
+    /// The backward is written out, because the item-wide tensors of a batch are the cost of this
+    /// model: the generic one would pass over each of them several more times.
+    fn gradients(&self, batch: &NoisyBatch, target: &LossTarget<'_>) -> Result<(f64, TensorMap)> {
+        let w = |t: &Tensor| t.detach();
+        let (w_x, w_tau, w2) = (w(&self.w_x), w(&self.w_tau), w(&self.w2));
+        let (e, raw) = self.step_embedding(&batch.steps)?;
+        let e = e.detach();
+        let bias = e.matmul(&w_tau)?.broadcast_add(&self.b1.detach())?;
+        let h = (batch.x.matmul(&w_x)? + bias)?.tanh()?;
+        let y = h.matmul(&w2)?;
+        let (loss, dy) = target.loss_and_gradient(y, &self.b2.detach(), batch)?;
+        let dh = dy.matmul(&w2.t()?)?;
+        let dpre = (dh * (1.0 - h.sqr()?)?)?;
+        let de = dpre.matmul(&w_tau.t()?)?;
+        let grads = [
+            ("w2", h.t()?.matmul(&dy)?),
+            ("b2", column_sums(&dy)?),
+            ("w_x", batch.x.t()?.matmul(&dpre)?),
+            ("w_tau", e.t()?.matmul(&dpre)?),
+            ("b1", dpre.sum(0)?),
+            ("w_step", raw.t()?.matmul(&de)?),
+            ("b_step", de.sum(0)?),
+        ];
+        let grads = grads.into_iter().map(|(n, g)| (n.to_string(), g)).collect();
+        Ok((loss, grads))
     }
 
     /// Reverse chain over all steps from the clean row, then the `k` best items of each user,
@@ -122,7 +155,11 @@ impl Denoiser {
         for start in (0..users).step_by(BLOCK) {
             let n = BLOCK.min(users - start);
             let clean: Vec<(u32, u32, f32)> = (0..n)
-                .flat_map(|r| rows.row((start + r) as u32).iter().map(move |&i| (r as u32, i, 1.0)))
+                .flat_map(|r| {
+                    rows.row((start + r) as u32)
+                        .iter()
+                        .map(move |&i| (r as u32, i, 1.0))
+                })
                 .collect();
             let clean = SparseMatrix::from_entries(n, self.items, &clean)?;
             let mut g = Tensor::from_vec(clean.matmul_slice(&w_x, width), (n, width), &self.dev)?;
@@ -274,103 +311,112 @@ pub struct LossTarget<'a> {
 }
 
 impl LossTarget<'_> {
-    /// `mean_b w(t_b) · mse_b + λ0 · mean_b ‖y_b F − x0_b Q‖² / d`.
-    pub fn loss(&self, y: &Tensor, batch: &NoisyBatch) -> Result<Tensor> {
+    /// `mean_b w(t_b) · mse_b + λ0 · mean_b ‖y_b F − x0_b Q‖² / d` and its gradient with respect to
+    /// the restored rows `y = hidden_part + bias`.
+    fn loss_and_gradient(
+        &self,
+        hidden_part: Tensor,
+        bias: &Tensor,
+        batch: &NoisyBatch,
+    ) -> Result<(f64, Tensor)> {
+        let (rows, items) = hidden_part.dims2()?;
+        let y = hidden_part.broadcast_add(bias)?;
+        drop(hidden_part);
         let weights: Vec<f32> = batch
             .steps
             .iter()
             .map(|&t| self.schedule.loss_weight[t] as f32)
             .collect();
-        let (rows, items) = y.dims2()?;
-        let reconstruction = if y.device().is_cpu() {
-            y.apply_op1(RowError {
-                weights,
-                observed: batch.observed.clone(),
-            })?
+        let (mut loss, injected) = match self.features {
+            None => (0.0, None),
+            Some(f) => {
+                let d = self.item_ids.dim(1)?;
+                let gap = (y.matmul(f)? - observed_sum(&batch.observed, self.item_ids)?)?;
+                let msi = f64::from(gap.sqr()?.mean_all()?.to_scalar::<f32>()?);
+                let scale = 2.0 * self.msi_weight / (rows * d) as f64;
+                let dy = (gap * scale)?.matmul(&f.t()?)?;
+                (self.msi_weight * msi, Some(dy))
+            }
+        };
+        let scale = 2.0 / (rows * items) as f32;
+        let dy = if y.device().is_cpu() {
+            let mut dy = match injected {
+                Some(t) => t.flatten_all()?.to_vec1::<f32>()?,
+                None => vec![0f32; rows * items],
+            };
+            let (storage, layout) = y.storage_and_layout();
+            let candle_core::Storage::Cpu(storage) = &*storage else {
+                return Err(crate::Error::config(
+                    "the batch lives on another device than the model",
+                ));
+            };
+            let y = simd::f32_slice(storage, layout)?;
+            let errors: Vec<f64> = dy
+                .par_chunks_mut(items)
+                .zip(y.par_chunks(items))
+                .enumerate()
+                .map(|(r, (dy, y))| {
+                    let w = weights[r];
+                    let k = w * scale;
+                    let norm = simd::dispatch(|| {
+                        dy.iter_mut().zip(y).for_each(|(d, y)| *d += k * y);
+                        simd::dot(y, y)
+                    });
+                    // ‖x0 − y‖² = ‖y‖² + Σ_{observed} (1 − 2 y_i)
+                    let mut error = f64::from(norm);
+                    for &i in &batch.observed[r] {
+                        dy[i as usize] -= k;
+                        error += 1.0 - 2.0 * f64::from(y[i as usize]);
+                    }
+                    error * f64::from(w)
+                })
+                .collect();
+            loss += errors.iter().sum::<f64>() / (rows * items) as f64;
+            Tensor::from_vec(dy, (rows, items), &Device::Cpu)?
         } else {
             let mut x0 = vec![0f32; rows * items];
             for (r, obs) in batch.observed.iter().enumerate() {
                 obs.iter().for_each(|&i| x0[r * items + i as usize] = 1.0);
             }
-            let x0 = Tensor::from_vec(x0, (rows, items), y.device())?;
-            let w = Tensor::from_slice(&weights, rows, y.device())?;
-            ((y - x0)?.sqr()?.mean(1)? * w)?.mean_all()?
-        };
-        let Some(f) = self.features else {
-            return Ok(reconstruction);
-        };
-        let d = self.item_ids.dim(1)?;
-        let entries: Vec<(u32, u32, f32)> = batch
-            .observed
-            .iter()
-            .enumerate()
-            .flat_map(|(r, obs)| obs.iter().map(move |&i| (r as u32, i, 1.0)))
-            .collect();
-        let x0 = SparseMatrix::from_entries(rows, items, &entries)?;
-        let q = self.item_ids.to_device(&Device::Cpu)?.flatten_all()?.to_vec1::<f32>()?;
-        let wanted = Tensor::from_vec(x0.matmul_slice(&q, d), (rows, d), y.device())?;
-        let msi = (ops::frozen_linear(y, f)? - wanted)?.sqr()?.mean_all()?;
-        Ok((reconstruction + (msi * self.msi_weight)?)?)
-    }
-}
-
-/// `mean_b w_b · (1/I) Σ_i (x0_bi − y_bi)²` with a sparse binary x0, without item-wide copies.
-struct RowError {
-    weights: Vec<f32>,
-    observed: Vec<Vec<u32>>,
-}
-
-impl CustomOp1 for RowError {
-    fn name(&self) -> &'static str {
-        "row-error"
-    }
-
-    fn cpu_fwd(&self, s: &CpuStorage, l: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
-        let y = simd::f32_slice(s, l)?;
-        let items = l.dims()[1];
-        let total: f64 = y
-            .par_chunks(items)
-            .enumerate()
-            .map(|(r, row)| {
-                // ‖x0 − y‖² = ‖y‖² + Σ_{observed} (1 − 2 y_i)
-                let mut sum = f64::from(simd::dispatch(|| simd::dot(row, row)));
-                for &i in &self.observed[r] {
-                    sum += 1.0 - 2.0 * f64::from(row[i as usize]);
-                }
-                sum * f64::from(self.weights[r])
-            })
-            .collect::<Vec<_>>()
-            .iter()
-            .sum();
-        let n = (self.weights.len() * items) as f64;
-        Ok((CpuStorage::F32(vec![(total / n) as f32]), Shape::from(())))
-    }
-
-    fn bwd(&self, y: &Tensor, _r: &Tensor, g: &Tensor) -> candle_core::Result<Option<Tensor>> {
-        let (rows, items) = y.dims2()?;
-        let g = g.to_scalar::<f32>()? * 2.0 / (rows * items) as f32;
-        let out = Mutex::new(None);
-        {
-            let (s, l) = y.storage_and_layout();
-            if let candle_core::Storage::Cpu(s) = &*s {
-                let y = simd::f32_slice(s, l)?;
-                let mut d = vec![0f32; y.len()];
-                d.par_chunks_mut(items)
-                    .zip(y.par_chunks(items))
-                    .enumerate()
-                    .for_each(|(r, (d, y))| {
-                        let w = g * self.weights[r];
-                        simd::dispatch(|| d.iter_mut().zip(y).for_each(|(d, y)| *d = w * y));
-                        self.observed[r].iter().for_each(|&i| d[i as usize] -= w);
-                    });
-                *out.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(d);
+            let gap = (&y - Tensor::from_vec(x0, (rows, items), y.device())?)?;
+            let w = Tensor::from_slice(&weights, (rows, 1), y.device())?;
+            let weighted = gap.broadcast_mul(&w)?;
+            let error = (&weighted * &gap)?.mean_all()?.to_scalar::<f32>()?;
+            loss += f64::from(error);
+            let own = (weighted * f64::from(scale))?;
+            match injected {
+                Some(t) => (t + own)?,
+                None => own,
             }
-        }
-        match out.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
-            Some(d) => Ok(Some(Tensor::from_vec(d, (rows, items), y.device())?)),
-            None => Ok(Some(Tensor::zeros((rows, items), DType::F32, y.device())?)),
-        }
+        };
+        Ok((loss, dy))
     }
+}
+
+/// Sum of the observed items' rows of a table `[I, d]`, one row a user.
+fn observed_sum(observed: &[Vec<u32>], table: &Tensor) -> Result<Tensor> {
+    let (items, d) = table.dims2()?;
+    let entries: Vec<(u32, u32, f32)> = observed
+        .iter()
+        .enumerate()
+        .flat_map(|(r, obs)| obs.iter().map(move |&i| (r as u32, i, 1.0)))
+        .collect();
+    let x0 = SparseMatrix::from_entries(observed.len(), items, &entries)?;
+    let q = table
+        .to_device(&Device::Cpu)?
+        .flatten_all()?
+        .to_vec1::<f32>()?;
+    Ok(Tensor::from_vec(
+        x0.matmul_slice(&q, d),
+        (observed.len(), d),
+        table.device(),
+    )?)
+}
+
+/// Sums over rows of `[B, I]`, as a product so that it runs at the speed of memory.
+fn column_sums(x: &Tensor) -> Result<Tensor> {
+    let ones = Tensor::ones((1, x.dim(0)?), x.dtype(), x.device())?;
+    Ok(ones.matmul(x)?.squeeze(0)?)
 }
 
 #[cfg(test)]
@@ -388,7 +434,10 @@ mod tests {
         let d = Denoiser::new(3, &cfg, 0, 0, &dev)?;
         let mut map = TensorMap::new();
         let mut put = |n: &str, v: &[f32], shape: (usize, usize)| -> Result<()> {
-            map.insert(n.into(), Tensor::from_slice(v, shape, &dev)?.t()?.contiguous()?);
+            map.insert(
+                n.into(),
+                Tensor::from_slice(v, shape, &dev)?.t()?.contiguous()?,
+            );
             Ok(())
         };
         put("w_step", &[1., 0.5, -0.5, 1.], (2, 2))?;
@@ -466,13 +515,12 @@ mod tests {
                 item_ids: &q,
                 msi_weight: 0.1,
             };
-            let loss = target.loss(y.as_tensor(), &batch)?;
-            let got = f64::from(loss.to_scalar::<f32>()?);
+            let zero = Tensor::zeros(4, candle_core::DType::F32, &dev)?;
+            let (got, g) = target.loss_and_gradient(y.as_tensor().clone(), &zero, &batch)?;
             assert!((got - want).abs() < 2e-6 * want.max(1.0), "{got} {want}");
-            // Gradient of the reconstruction part: 2 w (y − x0) / I.
             if !msi {
-                let g = loss.backward()?;
-                let g = g.get(y.as_tensor()).expect("gradient").to_vec2::<f32>()?;
+                // 2 w (y − x0) / I
+                let g = g.to_vec2::<f32>()?;
                 let w = s.loss_weight[t];
                 let want: Vec<f64> = [-0.1, 0.1, 0.2, -0.3].iter().map(|d| w * d / 2.0).collect();
                 for (a, b) in g[0].iter().zip(&want) {
@@ -483,27 +531,48 @@ mod tests {
         Ok(())
     }
 
+    /// The written-out backward against candle's, over plain tensor operations.
     #[test]
-    fn every_variable_gets_a_gradient() -> Result<()> {
+    fn every_gradient_equals_the_generic_backward() -> Result<()> {
+        let dev = Device::Cpu;
         let d = tiny()?;
         let s = Schedule::new(5, 0.1, 1e-4, 0.02)?;
-        let rows = row(&[0, 2]);
-        let batch = NoisyBatch::draw(&[0], &rows, 3, &s, 0.5, (1, 0, 0), &Device::Cpu)?;
-        let f = Tensor::new(&[[1f32, 0.5], [0.2, 0.3], [0.4, -1.0]], &Device::Cpu)?;
-        let target = LossTarget {
-            schedule: &s,
-            features: Some(&f),
-            item_ids: &f,
-            msi_weight: 0.1,
+        let x = Tensor::new(&[[2f32, 0.1, 2.], [0.0, 1.9, 0.2]], &dev)?;
+        let batch = NoisyBatch {
+            x: x.clone(),
+            steps: vec![3, 0],
+            observed: vec![vec![0, 2], vec![1]],
         };
-        // Three steps, so that the step embedding matters.
-        let y = d.forward(&batch.x, &[3])?;
-        let g = target.loss(&y, &batch)?.backward()?;
-        for (name, v) in d.params.iter() {
-            let g = g.get(v.as_tensor()).unwrap_or_else(|| panic!("{name} has no gradient"));
-            let m = g.abs()?.max_all()?.to_scalar::<f32>()?;
-            // Rows of w_x whose input was dropped are zero; the matrix as a whole must not be.
-            assert!(m > 0.0 || name == "w_x", "{name}");
+        let x0 = Tensor::new(&[[1f32, 0., 1.], [0., 1., 0.]], &dev)?;
+        let f = Tensor::new(&[[1f32, 0.5], [0.2, 0.3], [0.4, -1.0]], &dev)?;
+        let q = Tensor::new(&[[0.3f32, 0.1], [-0.2, 0.8], [0.9, 0.4]], &dev)?;
+        for features in [None, Some(&f)] {
+            let target = LossTarget {
+                schedule: &s,
+                features,
+                item_ids: &q,
+                msi_weight: 0.7,
+            };
+            let (loss, grads) = d.gradients(&batch, &target)?;
+            let y = d.forward(&x, &batch.steps)?;
+            let w = Tensor::new(&[s.loss_weight[3] as f32, s.loss_weight[0] as f32], &dev)?;
+            let mut plain = ((&y - &x0)?.sqr()?.mean(1)? * w)?.mean_all()?;
+            if features.is_some() {
+                let gap = (y.matmul(&f)? - x0.matmul(&q)?)?.sqr()?.mean_all()?;
+                plain = (plain + (gap * 0.7)?)?;
+            }
+            let value = f64::from(plain.to_scalar::<f32>()?);
+            assert!((loss - value).abs() < 1e-5 * value.abs(), "{loss} {value}");
+            let generic = plain.backward()?;
+            for (name, v) in d.params.iter() {
+                let a = &grads[name];
+                let b = generic
+                    .get(v.as_tensor())
+                    .unwrap_or_else(|| panic!("{name} has no gradient"));
+                let size = b.abs()?.max_all()?.to_scalar::<f32>()?;
+                let gap = (a - b)?.abs()?.max_all()?.to_scalar::<f32>()?;
+                assert!(size > 0.0 && gap < 1e-4 * size, "{name}: {gap} of {size}");
+            }
         }
         Ok(())
     }
@@ -518,7 +587,12 @@ mod tests {
         let zero = x.iter().filter(|v| **v == 0.0).count();
         assert!((1800..2200).contains(&zero), "{zero} dropped of {items}");
         let (_, noise) = s.mix(b.steps[0]);
-        let kept: Vec<f32> = x.iter().enumerate().filter(|(i, v)| *i != 7 && **v != 0.0).map(|(_, v)| v / 2.0).collect();
+        let kept: Vec<f32> = x
+            .iter()
+            .enumerate()
+            .filter(|(i, v)| *i != 7 && **v != 0.0)
+            .map(|(_, v)| v / 2.0)
+            .collect();
         let var = kept.iter().map(|v| v * v).sum::<f32>() / kept.len() as f32;
         assert!((var.sqrt() / noise - 1.0).abs() < 0.1, "{}", var.sqrt());
         Ok(())

@@ -109,7 +109,8 @@ impl DiffMm {
             .features
             .iter()
             .map(|f| {
-                let mut x = Tensor::from_iter(f.values.iter().copied(), dev)?.reshape(f.values.dim())?;
+                let mut x =
+                    Tensor::from_iter(f.values.iter().copied(), dev)?.reshape(f.values.dim())?;
                 if cfg.standardize {
                     let s = f.standardize();
                     let has: Vec<f32> = f.present.iter().map(|p| f32::from(u8::from(*p))).collect();
@@ -121,7 +122,14 @@ impl DiffMm {
                 Ok((f.name.clone(), f.kind == "image", x))
             })
             .collect::<Result<Vec<_>>>()?;
-        Self::build(data.train_rows(), data.num_items(), features, cfg, seed, dev)
+        Self::build(
+            data.train_rows(),
+            data.num_items(),
+            features,
+            cfg,
+            seed,
+            dev,
+        )
     }
 
     fn build(
@@ -133,8 +141,7 @@ impl DiffMm {
         dev: &Device,
     ) -> Result<Self> {
         let users = rows.rows();
-        let schedule =
-            Schedule::new(cfg.steps, cfg.noise_scale, cfg.noise_min, cfg.noise_max)?;
+        let schedule = Schedule::new(cfg.steps, cfg.noise_scale, cfg.noise_min, cfg.noise_max)?;
         let edges = || (0..users as u32).flat_map(|u| rows.row(u).iter().map(move |&i| (u, i)));
         let observed = Propagation::new(normalized_bipartite(users, items, edges(), true)?);
         let mut item_degree = vec![0u32; items];
@@ -147,8 +154,7 @@ impl DiffMm {
         let item_ids = params.add("item_ids", &table("item_ids", items)?)?;
         let m = features.len();
         // Any equal values give uniform weights; the program starts at 1/M.
-        let fusion_logits =
-            params.add("fusion_logits", &Tensor::full(1.0 / m as f32, m, dev)?)?;
+        let fusion_logits = params.add("fusion_logits", &Tensor::full(1.0 / m as f32, m, dev)?)?;
         let mut modalities = Vec::with_capacity(m);
         for (name, is_image, x) in features {
             let width = x.dim(1)?;
@@ -171,7 +177,12 @@ impl DiffMm {
                 let b = rng::uniform(&mut r, cfg.dim, 1.0 / (width as f64).sqrt(), dev)?;
                 Some(params.add(format!("project.{name}.bias"), &b)?)
             };
-            modalities.push(Modality { name, features: x, weight, bias });
+            modalities.push(Modality {
+                name,
+                features: x,
+                weight,
+                bias,
+            });
         }
         let adam = Adam::new(&params, cfg.lr, 0.0)?;
         let denoisers = if cfg.generated == GeneratedGraph::Diffusion {
@@ -287,6 +298,7 @@ impl DiffMm {
             let weights: Vec<f32> = counts.iter().map(|c| c / total).collect();
             let anchors = a
                 .narrow(0, start, len)?
+                .contiguous()?
                 .index_select(&index_tensor(&ids, &self.dev)?, 0)?;
             ops::info_nce(
                 &ops::normalize_rows(&anchors)?,
@@ -313,7 +325,15 @@ impl DiffMm {
     fn ranking_loss(&self, users: &[u32], pos: &[u32], neg: &[u32]) -> Result<(Tensor, [f64; 2])> {
         let contrastive = self.cfg.contrast != Contrast::Off && self.cfg.ssl_reg != 0.0;
         let views = self.views(contrastive)?;
-        let bpr = bpr_loss(&views.main, self.users, users, pos, neg, self.cfg.batch, &self.dev)?;
+        let bpr = bpr_loss(
+            &views.main,
+            self.users,
+            users,
+            pos,
+            neg,
+            self.cfg.batch,
+            &self.dev,
+        )?;
         let norm = (self.user_ids.sqr()?.sum_all()? + self.item_ids.sqr()?.sum_all()?)?;
         let mut loss = (&bpr + (norm * self.cfg.reg)?)?;
         let mut cl = 0.0;
@@ -380,8 +400,9 @@ impl DiffMm {
                     let mut r = rng::stream(self.seed, Purpose::Candidates, &[epoch, m as u64]);
                     (0..self.users)
                         .map(|_| {
-                            let mut v: Vec<u32> =
-                                (0..k).map(|_| rng::below(&mut r, self.items) as u32).collect();
+                            let mut v: Vec<u32> = (0..k)
+                                .map(|_| rng::below(&mut r, self.items) as u32)
+                                .collect();
                             v.sort_unstable();
                             v.dedup();
                             v

@@ -41,7 +41,10 @@ fn close(t: &Tensor, want: &[f64]) -> Result<()> {
     let got = t.flatten_all()?.to_vec1::<f32>()?;
     assert_eq!(got.len(), want.len());
     for (g, w) in got.iter().zip(want) {
-        assert!((f64::from(*g) - w).abs() < 2e-6 * w.abs().max(1.0), "{got:?} {want:?}");
+        assert!(
+            (f64::from(*g) - w).abs() < 2e-6 * w.abs().max(1.0),
+            "{got:?} {want:?}"
+        );
     }
     Ok(())
 }
@@ -54,25 +57,58 @@ fn branches_match_oracle() -> Result<()> {
     close(
         &v.main,
         &[
-            3.4045130226, 2.854612871, 0.9811474974, 2.1666306547, 0.9055206873, 1.0156210923,
-            3.2842047045, 3.797966938, 2.3014206228, 1.5600922546, 0.424047285, 2.755226529,
-            0.63054849, 1.0137922644,
+            3.4045130226,
+            2.854612871,
+            0.9811474974,
+            2.1666306547,
+            0.9055206873,
+            1.0156210923,
+            3.2842047045,
+            3.797966938,
+            2.3014206228,
+            1.5600922546,
+            0.424047285,
+            2.755226529,
+            0.63054849,
+            1.0137922644,
         ],
     )?;
     close(
         &v.modality[0],
         &[
-            1.5599319657, 0.8632993162, 0.8333333333, 1.2415816238, 0.2928932188, 0.2928932188,
-            1.5265986324, 0.7632993162, 1.1, 0.9666666667, 0.2041241452, 1.7041241452,
-            0.2928932188, 0.2928932188,
+            1.5599319657,
+            0.8632993162,
+            0.8333333333,
+            1.2415816238,
+            0.2928932188,
+            0.2928932188,
+            1.5265986324,
+            0.7632993162,
+            1.1,
+            0.9666666667,
+            0.2041241452,
+            1.7041241452,
+            0.2928932188,
+            0.2928932188,
         ],
     )?;
     close(
         &v.modality[1],
         &[
-            1.2662170297, 1.0077986535, 0.5995503631, 1.470341175, 0.3535533906, 0.3964466094,
-            0.3219752754, 1.6178511302, 1.2177174909, 1.2177174909, 0.1178511302, 1.0719752754,
-            1.0606601718, -0.8106601718,
+            1.2662170297,
+            1.0077986535,
+            0.5995503631,
+            1.470341175,
+            0.3535533906,
+            0.3964466094,
+            0.3219752754,
+            1.6178511302,
+            1.2177174909,
+            1.2177174909,
+            0.1178511302,
+            1.0719752754,
+            1.0606601718,
+            -0.8106601718,
         ],
     )?;
     let users = v.main.narrow(0, 0, 3)?;
@@ -80,8 +116,18 @@ fn branches_match_oracle() -> Result<()> {
     close(
         &users.matmul(&items.t()?)?,
         &[
-            22.0228429902, 12.288675911, 9.308779616, 5.0406949922, 11.4510808202, 5.6381767876,
-            6.3856111907, 2.8151744706, 6.8312106313, 3.6684465839, 3.1822497658, 1.600603509,
+            22.0228429902,
+            12.288675911,
+            9.308779616,
+            5.0406949922,
+            11.4510808202,
+            5.6381767876,
+            6.3856111907,
+            2.8151744706,
+            6.8312106313,
+            3.6684465839,
+            3.1822497658,
+            1.600603509,
         ],
     )
 }
@@ -149,7 +195,11 @@ fn fusion_rearrangement_equals_per_modality_form() -> Result<()> {
 #[test]
 fn every_variable_gets_a_gradient_in_every_variant() -> Result<()> {
     for contrast in [Contrast::Main, Contrast::Modality] {
-        for projection in [ProjectionKind::Affine, ProjectionKind::Leaky, ProjectionKind::Mixed] {
+        for projection in [
+            ProjectionKind::Affine,
+            ProjectionKind::Leaky,
+            ProjectionKind::Mixed,
+        ] {
             let m = toy(DiffMmConfig {
                 contrast,
                 ..Default::default()
@@ -194,7 +244,11 @@ fn edge_dropout_changes_the_generated_graph_only() -> Result<()> {
     assert_eq!(before, *a.observed.matrix());
     a.cfg.keep_rate = 1.0;
     a.rebuild(1, &mut none)?;
-    let off_diagonal = a.generated[0].matrix().entries().filter(|e| e.0 != e.1).count();
+    let off_diagonal = a.generated[0]
+        .matrix()
+        .entries()
+        .filter(|e| e.0 != e.1)
+        .count();
     assert_eq!(off_diagonal, 2 * 3, "one edge a user, both directions");
     Ok(())
 }

@@ -37,7 +37,12 @@ impl ItemFeatures {
         let dev = student.device();
         let mut content = Vec::new();
         let mut present = Vec::new();
-        for (m, s) in student.shape.modalities.iter().zip(&student.standardization) {
+        for (m, s) in student
+            .shape
+            .modalities
+            .iter()
+            .zip(&student.standardization)
+        {
             let Some((mean, inv_std)) = s else {
                 content.push(None);
                 present.push(student.graph_present.unsqueeze(1)?);
@@ -55,7 +60,10 @@ impl ItemFeatures {
             let has: Vec<f32> = f.present.iter().map(|p| f32::from(u8::from(*p))).collect();
             let has = Tensor::from_vec(has, (f.present.len(), 1), dev)?;
             let x = Tensor::from_iter(f.values.iter().copied(), dev)?.reshape(f.values.dim())?;
-            let x = x.broadcast_sub(mean)?.broadcast_mul(inv_std)?.broadcast_mul(&has)?;
+            let x = x
+                .broadcast_sub(mean)?
+                .broadcast_mul(inv_std)?
+                .broadcast_mul(&has)?;
             content.push(Some(x.detach()));
             present.push(has);
         }

@@ -82,7 +82,11 @@ impl StudentShape {
                 return Err(Error::config(format!("{name} must not be empty or zero")));
             }
         }
-        if self.half_lives.iter().any(|h| !(h.is_finite() && *h >= 0.0)) {
+        if self
+            .half_lives
+            .iter()
+            .any(|h| !(h.is_finite() && *h >= 0.0))
+        {
             return Err(Error::config("half_lives must be finite and not negative"));
         }
         Ok(())
@@ -92,7 +96,13 @@ impl StudentShape {
     pub fn decays(&self) -> Vec<f32> {
         self.half_lives
             .iter()
-            .map(|&h| if h == 0.0 { 1.0 } else { 0.5f64.powf(1.0 / h) as f32 })
+            .map(|&h| {
+                if h == 0.0 {
+                    1.0
+                } else {
+                    0.5f64.powf(1.0 / h) as f32
+                }
+            })
             .collect()
     }
 
@@ -210,7 +220,10 @@ impl Student {
         }
         let json = serde_json::to_vec(&self.shape).map_err(|e| Error::config(e.to_string()))?;
         let n = json.len();
-        out.insert("shape.json".into(), Tensor::from_vec(json, n, &Device::Cpu)?);
+        out.insert(
+            "shape.json".into(),
+            Tensor::from_vec(json, n, &Device::Cpu)?,
+        );
         out.into_iter().map(|(k, v)| Ok((k, v.copy()?))).collect()
     }
 
@@ -248,8 +261,30 @@ impl Student {
 
     /// A scorer over the items of `data`, in full precision.
     pub fn scorer(&self, data: &Dataset) -> Result<StudentScorer> {
+        self.scorer_seeing(data, |_| true)
+    }
+
+    /// A scorer whose fusion tower sees only the modalities that `keep` names: what the others
+    /// contribute shows in the difference.
+    pub fn scorer_seeing(
+        &self,
+        data: &Dataset,
+        keep: impl Fn(&str) -> bool,
+    ) -> Result<StudentScorer> {
         let features = self.features(data)?;
-        let items = self.item_vectors(&features, features.present())?.detach();
+        let present = features
+            .present()
+            .iter()
+            .zip(&self.shape.modalities)
+            .map(|(p, m)| {
+                if keep(&m.name) {
+                    Ok(p.clone())
+                } else {
+                    Ok(p.zeros_like()?)
+                }
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let items = self.item_vectors(&features, &present)?.detach();
         Ok(StudentScorer {
             items_t: items.t()?.contiguous()?,
             items,

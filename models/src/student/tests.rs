@@ -14,15 +14,30 @@ fn data() -> Result<Dataset> {
         value: 1.0,
     };
     let rows = vec![row(0, 0, 0), row(0, 1, 1), row(1, 2, 0)];
-    let mut d = Dataset::new("t", users, items, vec!["any".into(), "view".into()], rows, true)?;
-    let values = ndarray::array![[1f32, 2.0, 3.0], [0.5, -1.0, 2.0], [3.0, 1.0, 0.0], [f32::NAN; 3]];
+    let mut d = Dataset::new(
+        "t",
+        users,
+        items,
+        vec!["any".into(), "view".into()],
+        rows,
+        true,
+    )?;
+    let values = ndarray::array![
+        [1f32, 2.0, 3.0],
+        [0.5, -1.0, 2.0],
+        [3.0, 1.0, 0.0],
+        [f32::NAN; 3]
+    ];
     d.features = vec![ModalityFeatures::new("text", values)?];
     Ok(d)
 }
 
 fn student(half_lives: Vec<f64>) -> Result<Student> {
     let data = data()?;
-    let modality = |name: &str, dim| ModalitySpec { name: name.into(), dim };
+    let modality = |name: &str, dim| ModalitySpec {
+        name: name.into(),
+        dim,
+    };
     let shape = StudentShape {
         dim: 16,
         modalities: vec![modality("text", 3), modality(GRAPH, 16)],
@@ -36,7 +51,14 @@ fn student(half_lives: Vec<f64>) -> Result<Student> {
     };
     let mut r = crate::rng::stream(1, crate::rng::Purpose::Init, &[]);
     let graph = crate::rng::normal(&mut r, (4, 16), 1.0, &Device::Cpu)?;
-    Student::new(shape, &data, &graph, &[true, true, true, false], 2, &Device::Cpu)
+    Student::new(
+        shape,
+        &data,
+        &graph,
+        &[true, true, true, false],
+        2,
+        &Device::Cpu,
+    )
 }
 
 fn event(item: u32, behavior: u8) -> HistoryEvent {
@@ -54,7 +76,9 @@ fn every_variable_gets_a_gradient() -> Result<()> {
     let loss = u.matmul(&v.t()?)?.sqr()?.sum_all()?;
     let g = loss.backward()?;
     for (name, var) in s.params.iter() {
-        let g = g.get(var.as_tensor()).unwrap_or_else(|| panic!("{name} has no gradient"));
+        let g = g
+            .get(var.as_tensor())
+            .unwrap_or_else(|| panic!("{name} has no gradient"));
         assert!(g.abs()?.max_all()?.to_scalar::<f32>()? > 0.0, "{name}");
     }
     Ok(())
@@ -64,7 +88,12 @@ fn every_variable_gets_a_gradient() -> Result<()> {
 fn export_and_load_give_the_same_scores() -> Result<()> {
     let s = student(vec![0.0, 2.0])?;
     let data = data()?;
-    let query = |history: Vec<HistoryEvent>| EvalQuery { user: 0, history, mask: vec![], targets: vec![] };
+    let query = |history: Vec<HistoryEvent>| EvalQuery {
+        user: 0,
+        history,
+        mask: vec![],
+        targets: vec![],
+    };
     let queries = [query(vec![event(0, 1), event(3, 0)]), query(vec![])];
     let mut a = vec![0f32; 8];
     s.scorer(&data)?.score(&queries, &mut a)?;
@@ -92,7 +121,10 @@ fn order_matters_only_through_the_half_lives() -> Result<()> {
         let f = s.features(&data)?;
         let v = s.item_vectors(&f, f.present())?;
         let u = s.user.forward(&v, &[&forth, &back], None)?;
-        Ok((u.narrow(0, 0, 1)? - u.narrow(0, 1, 1)?)?.abs()?.max_all()?.to_scalar()?)
+        Ok((u.narrow(0, 0, 1)? - u.narrow(0, 1, 1)?)?
+            .abs()?
+            .max_all()?
+            .to_scalar()?)
     };
     assert!(diff(&student(vec![0.0])?)? < 1e-6);
     assert!(diff(&student(vec![1.0])?)? > 1e-4);

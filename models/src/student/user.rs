@@ -62,7 +62,13 @@ impl UserTower {
             decays: shape.decays(),
             behaviors: params.add("user.behaviors", &table)?,
             hidden: Linear::new(params, "user.hidden", d, shape.event_hidden, seed, dev)?,
-            value: xavier(params, "user.value.weight", shape.event_hidden, heads * hd, 1.0)?,
+            value: xavier(
+                params,
+                "user.value.weight",
+                shape.event_hidden,
+                heads * hd,
+                1.0,
+            )?,
             gate: Linear::new(params, "user.gate", d, heads, seed, dev)?,
             skip: xavier(params, "user.skip.weight", width, d, 1.0)?,
             mix: Linear::new(params, "user.mix", width, shape.readout_hidden, seed, dev)?,
@@ -74,7 +80,10 @@ impl UserTower {
     /// The same tower without gradients.
     pub fn detached(&self) -> Result<Self> {
         let linear = |l: &Linear| -> Result<Linear> {
-            Ok(Linear { weight: l.weight.copy()?.detach(), bias: l.bias.copy()?.detach() })
+            Ok(Linear {
+                weight: l.weight.copy()?.detach(),
+                bias: l.bias.copy()?.detach(),
+            })
         };
         Ok(Self {
             heads: self.heads,
@@ -127,7 +136,9 @@ impl UserTower {
         let ids: Vec<u32> = pairs.iter().map(|e| e.item).collect();
         let kinds: Vec<u32> = pairs.iter().map(|e| u32::from(e.behavior)).collect();
         let x = (items.index_select(&index_tensor(&ids, &self.dev)?, 0)?
-            + self.behaviors.index_select(&index_tensor(&kinds, &self.dev)?, 0)?)?;
+            + self
+                .behaviors
+                .index_select(&index_tensor(&kinds, &self.dev)?, 0)?)?;
         let mut f = self.hidden.forward(&x)?.relu()?;
         if let Some((rng, rate)) = noise {
             f = layer::dropout(&f, rate, Some(rng))?;
@@ -146,7 +157,9 @@ impl UserTower {
                 continue;
             }
             let decay = self.decays[head];
-            let same: Vec<usize> = (head..self.heads).filter(|&h| self.decays[h] == decay).collect();
+            let same: Vec<usize> = (head..self.heads)
+                .filter(|&h| self.decays[h] == decay)
+                .collect();
             let entries: Vec<(u32, u32, f32)> = cells
                 .iter()
                 .map(|&(r, c, age)| (r, c, decay.powi(age as i32)))

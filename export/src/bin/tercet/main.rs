@@ -18,6 +18,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// The whole path on an embedded synthetic shop: teacher, student, bundle, recommendations.
+    Demo(commands::demo::Args),
     /// Make, inspect and import data sets.
     #[command(subcommand)]
     Data(commands::data::Data),
@@ -41,9 +43,38 @@ enum Command {
     Bench(commands::bench::Args),
 }
 
+/// Starts this program anew with the tensor library's own thread pool switched off.
+///
+/// That pool spins between elementwise operations, which on small models costs more than it gains;
+/// matrix products and our own kernels have another pool. It reads its size from the environment
+/// only, and a program cannot safely change its own.
+#[cfg(unix)]
+fn without_spinning_threads() {
+    use std::os::unix::process::CommandExt;
+    const SIZE: &str = "CANDLE_NUM_THREADS";
+    if std::env::var_os(SIZE).is_some() {
+        return;
+    }
+    if let Ok(program) = std::env::current_exe() {
+        let mut args = std::env::args_os();
+        let name = args.next().unwrap_or_default();
+        // Returns only if it failed; then the pool stays, which is slower and nothing worse.
+        let _ = std::process::Command::new(program)
+            .arg0(name)
+            .args(args)
+            .env(SIZE, "1")
+            .exec();
+    }
+}
+
+#[cfg(not(unix))]
+fn without_spinning_threads() {}
+
 fn main() -> ExitCode {
+    without_spinning_threads();
     let cli = Cli::parse();
     let result = match cli.command {
+        Command::Demo(a) => commands::demo::run(a),
         Command::Data(a) => commands::data::run(a),
         Command::Train(a) => commands::train::run(a),
         Command::Distill(a) => commands::distill::run(a),

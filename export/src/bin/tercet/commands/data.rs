@@ -69,7 +69,13 @@ pub(crate) enum FormatArg {
 
 pub(crate) fn run(verb: Data) -> Result<()> {
     match verb {
-        Data::Synth { out, users, items, seed, json } => {
+        Data::Synth {
+            out,
+            users,
+            items,
+            seed,
+            json,
+        } => {
             let default = SyntheticConfig::default();
             let cfg = SyntheticConfig {
                 users: users.unwrap_or(default.users),
@@ -81,7 +87,12 @@ pub(crate) fn run(verb: Data) -> Result<()> {
             counts(&out, json)
         }
         Data::Inspect { data, json } => counts(&data, json),
-        Data::Import { format, from, out, json } => {
+        Data::Import {
+            format,
+            from,
+            out,
+            json,
+        } => {
             let format = match format {
                 FormatArg::Recbole => Format::RecBole,
                 FormatArg::Mmrec => Format::MmRec,
@@ -111,10 +122,19 @@ fn counts(dir: &std::path::Path, json: bool) -> Result<()> {
     );
     for s in &report.splits {
         let behavior = s.behavior.as_deref().unwrap_or("");
-        println!("  {:<6} {behavior:<10} rows {:>9}  users {:>7}  items {:>7}", s.split.name(), s.rows, s.users, s.items);
+        println!(
+            "  {:<6} {behavior:<10} rows {:>9}  users {:>7}  items {:>7}",
+            s.split.name(),
+            s.rows,
+            s.users,
+            s.items
+        );
     }
     for f in &report.features {
-        println!("  features {} ({}): {} x {} {}, {} missing", f.name, f.kind, f.rows, f.dim, f.dtype, f.missing);
+        println!(
+            "  features {} ({}): {} x {} {}, {} missing",
+            f.name, f.kind, f.rows, f.dim, f.dtype, f.missing
+        );
     }
     Ok(())
 }

@@ -45,7 +45,8 @@ pub(crate) fn run(args: Args) -> Result<()> {
         })
         .collect::<Result<Vec<_>>>()?;
     if let Some(first) = teachers.first() {
-        spec.target_behavior.clone_from(&first.config.target_behavior);
+        spec.target_behavior
+            .clone_from(&first.config.target_behavior);
     }
     if args.modalities.is_some() {
         spec.modalities.clone_from(&args.modalities);

@@ -2,6 +2,7 @@
 
 pub(crate) mod bench;
 pub(crate) mod data;
+pub(crate) mod demo;
 pub(crate) mod distill;
 pub(crate) mod evaluate;
 pub(crate) mod export;

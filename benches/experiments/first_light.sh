@@ -1,0 +1,102 @@
+#!/usr/bin/env bash
+# First light: DiffMM, its baselines and the distilled student on real data.
+#
+#   TERCET_DATA_DIR=/path/to/datasets benches/experiments/first_light.sh [tiktok|ml100k|ml1m]...
+#
+# Every run is a folder under TERCET_RUNS (default: runs/first-light). Finished runs are skipped and
+# interrupted ones are continued, so the script can be stopped and repeated at will. With no
+# argument all parts run. The tables are printed at the end by tables.py.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+root=$(cd "$here/../.." && pwd)
+data=${TERCET_DATA_DIR:?set TERCET_DATA_DIR to the folder that holds the data sets}
+runs=${TERCET_RUNS:-$root/runs/first-light}
+threads=${TERCET_THREADS:-2}
+export RAYON_NUM_THREADS=$threads
+tercet=${TERCET_BIN:-}
+if [ -z "$tercet" ]; then
+  (cd "$root" && cargo build --bin tercet)
+  tercet=${CARGO_TARGET_DIR:-$root/target}/debug/tercet
+fi
+mkdir -p "$runs"
+
+# run NAME verb options…: skips a finished run, continues an interrupted one.
+run() {
+  local out=$runs/$1; shift
+  [ -f "$out/report.json" ] && return 0
+  local resume=()
+  [ -f "$out/config.toml" ] && resume=(--resume)
+  echo "== $(basename "$out")" >&2
+  "$tercet" "$@" --out "$out" --threads "$threads" "${resume[@]}" --json >"$out.log"
+}
+
+# pack NAME SET: exports a student as an int8 bundle and evaluates it through the runtime.
+pack() {
+  local out=$runs/$1 set=$2
+  [ -f "$out.bundle.json" ] && return 0
+  echo "== bundle of $1" >&2
+  "$tercet" export --student "$out" --data "$data/$set" --out "$out.tercet" --json >"$out.export.json"
+  "$tercet" evaluate --run "$out" --data "$data/$set" --slices --json >"$out.run.json"
+  "$tercet" evaluate --bundle "$out.tercet" --data "$data/$set" --slices --json >"$out.bundle.json"
+}
+
+# slices NAME SET: cold and warm items of a run that is not a student.
+slices() {
+  [ -f "$runs/$1.run.json" ] || "$tercet" evaluate --run "$runs/$1" --data "$data/$2" --slices --json >"$runs/$1.run.json"
+}
+
+tiktok() {
+  local d=tiktok-diffmm
+  run tiktok-popularity train --model popularity --data "$data/$d"
+  run tiktok-ease train --model ease --data "$data/$d" --set "lambda=[50.0,100.0,200.0,400.0]"
+  slices tiktok-ease $d
+  for s in 1 2 3; do
+    run tiktok-lightgcn-$s train --model lightgcn --data "$data/$d" --seed $s
+    # One training gives both protocols: the epoch chosen on test (parity) and on validation.
+    run tiktok-diffmm-$s train --model diffmm --data "$data/$d" --seed $s --mode parity
+    run tiktok-student-$s distill --teacher "$runs/tiktok-diffmm-$s" --data "$data/$d" --seed $s
+    pack tiktok-student-$s $d
+    run tiktok-blend-$s distill --teacher "$runs/tiktok-diffmm-$s" --teacher "$runs/tiktok-ease" --data "$data/$d" --seed $s
+    pack tiktok-blend-$s $d
+  done
+  # Ablations, one seed: where the distance to the published number comes from.
+  run tiktok-diffmm-nocl train --model diffmm --data "$data/$d" --seed 1 --mode parity --set contrast=off
+  run tiktok-diffmm-nomsi train --model diffmm --data "$data/$d" --seed 1 --mode parity --set msi=false
+  run tiktok-diffmm-nogen train --model diffmm --data "$data/$d" --seed 1 --mode parity --set generated=off
+  run tiktok-diffmm-random train --model diffmm --data "$data/$d" --seed 1 --mode parity --set generated=random
+  run tiktok-diffmm-popular train --model diffmm --data "$data/$d" --seed 1 --mode parity --set generated=popular
+}
+
+ml100k() {
+  local d=ml100k-mm
+  run ml100k-popularity train --model popularity --data "$data/$d"
+  run ml100k-ease train --model ease --data "$data/$d" --set "lambda=[50.0,100.0,200.0,500.0]"
+  slices ml100k-ease $d
+  for s in 1 2 3; do
+    run ml100k-lightgcn-$s train --model lightgcn --data "$data/$d" --seed $s
+    run ml100k-sasrec-$s train --model sasrec --data "$data/$d" --seed $s --set train.metric=ndcg@20
+    run ml100k-diffmm-$s train --model diffmm --data "$data/$d" --seed $s --set standardize=true
+    run ml100k-student-$s distill --teacher "$runs/ml100k-diffmm-$s" --data "$data/$d" --seed $s
+    pack ml100k-student-$s $d
+    run ml100k-blend-$s distill --teacher "$runs/ml100k-sasrec-$s" --teacher "$runs/ml100k-ease" --data "$data/$d" --seed $s
+    pack ml100k-blend-$s $d
+  done
+}
+
+ml1m() {
+  local d=ml1m-mm
+  run ml1m-popularity train --model popularity --data "$data/$d"
+  run ml1m-ease train --model ease --data "$data/$d" --set "lambda=[200.0,500.0,1000.0]" --set train.metric=ndcg@20
+  slices ml1m-ease $d
+  run ml1m-lightgcn-1 train --model lightgcn --data "$data/$d" --seed 1 --set batch=8192 --set lr=5e-3 --epochs 40 --set train.eval_every=2
+  run ml1m-diffmm-1 train --model diffmm --data "$data/$d" --seed 1 --set standardize=true --set batch=8192 --set lr=5e-3 --epochs 20
+  for s in 1 2 3; do
+    run ml1m-student-$s distill --teacher "$runs/ml1m-ease" --data "$data/$d" --seed $s --set dim=128 --set window=256
+    pack ml1m-student-$s $d
+  done
+}
+
+parts=("$@")
+[ ${#parts[@]} -gt 0 ] || parts=(tiktok ml100k ml1m)
+for part in "${parts[@]}"; do "$part"; done
+python3 "$here/tables.py" "$runs"

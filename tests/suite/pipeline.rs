@@ -1,0 +1,170 @@
+//! Shop → teacher → student → bundle → device, and what becomes of a damaged bundle.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use candle_core::Device;
+use tercet::{Bundle, Event, Query, Session, SessionOptions};
+use tercet_export::{BundleScorer, ExportOptions, Provenance, export};
+use tercet_models::baseline::popularity::Popularity;
+use tercet_models::data::Dataset;
+use tercet_models::data::synthetic::{SyntheticConfig, generate};
+use tercet_models::distill::{DistillConfig, Distiller};
+use tercet_models::eval::{EvalProtocol, evaluate};
+use tercet_models::run::{RunConfig, learner, scorer};
+use tercet_models::student::Student;
+use tercet_models::train::{Learner, Monitor};
+use tercet_tests::Outcome;
+
+fn shop() -> Outcome<Dataset> {
+    Ok(generate(&SyntheticConfig {
+        users: 500,
+        items: 240,
+        ..SyntheticConfig::default()
+    })?)
+}
+
+/// A student after a few epochs of EASE's lists.
+fn train(data: &Dataset) -> Outcome<Student> {
+    let dev = Device::Cpu;
+    let mut spec = RunConfig::new("ease")?;
+    spec.set("lambda=[100.0]")?;
+    let mut teacher = learner(&spec, data, &dev)?;
+    teacher.train_epoch(0, &mut Monitor::silent())?;
+    let teacher = scorer(&spec, &teacher.inference()?, data, &dev)?;
+    let config = DistillConfig {
+        dim: 32,
+        fusion_hidden: 48,
+        event_hidden: 64,
+        head_dim: 32,
+        readout_hidden: 64,
+        window: Some(20),
+        lr: 3e-3,
+        batch: 128,
+        ..DistillConfig::default()
+    };
+    let mut distiller = Distiller::new(data, config, vec![teacher], None, 1, &dev)?;
+    for epoch in 0..6 {
+        distiller.train_epoch(epoch, &mut Monitor::silent())?;
+    }
+    Ok(Student::load(&distiller.inference()?, &dev)?)
+}
+
+#[test]
+fn from_a_shop_to_a_device() -> Outcome {
+    let data = shop()?;
+    let student = train(&data)?;
+    let folder = tempfile::tempdir()?;
+    let path = folder.path().join("shop.tercet");
+    let report = export(
+        &student,
+        &data,
+        &Provenance::default(),
+        &ExportOptions::default(),
+        &path,
+    )?;
+    println!("{report:#?}");
+    assert!(
+        report.attributes.iter().any(|a| a == "category"),
+        "{:?}",
+        report.attributes
+    );
+
+    // The bundle keeps the student's quality, and both beat popularity by far.
+    let bundle = Bundle::open(&path)?;
+    let test = EvalProtocol::default();
+    let counts = data.popularity().iter().map(|&c| c as f32).collect();
+    let ndcg = |r: BTreeMap<String, f64>| r.get("ndcg@20").copied().unwrap_or_default();
+    let popular = ndcg(evaluate(&Popularity::new(counts), &data, &test)?.metrics);
+    let full = ndcg(evaluate(&student.scorer(&data)?, &data, &test)?.metrics);
+    let packed = ndcg(evaluate(&BundleScorer::new(&bundle, &data)?, &data, &test)?.metrics);
+    println!("ndcg@20: popularity {popular:.4}, student {full:.4}, bundle {packed:.4}");
+    assert!(full > 1.2 * popular);
+    assert!(
+        (packed - full).abs() < 0.02 * full,
+        "int8 costs more than 2 %"
+    );
+
+    // A user nobody has seen.
+    let mut session = Session::new(&bundle, SessionOptions::default())?;
+    let prior = session.recommend(&Query::top(5))?;
+    assert_eq!(prior.len(), 5);
+    for item in [3u32, 50, 51] {
+        session.record(Event::new(data.items.key(item)).behavior("view"))?;
+    }
+    let top = session.recommend(&Query::top(10).explain(true))?;
+    assert_eq!(top.len(), 10);
+    assert!(top.windows(2).all(|w| w[0].score >= w[1].score));
+    assert!(top.iter().any(|r| !r.because.is_empty()));
+    hostile(&path)
+}
+
+/// Every truncation of every file is refused with an error, by `open` or by `verify`.
+fn hostile(path: &Path) -> Outcome {
+    let mut files: Vec<_> = std::fs::read_dir(path)?.collect::<Result<_, _>>()?;
+    files.sort_by_key(std::fs::DirEntry::file_name);
+    for file in files {
+        let whole = std::fs::read(file.path())?;
+        // The last byte of the manifest is a line break.
+        for keep in [0, 1, 7, 8, 9, 63, whole.len() / 2, whole.len() - 2] {
+            std::fs::write(file.path(), &whole[..keep])?;
+            let outcome = Bundle::open(path).and_then(|b| b.verify());
+            assert!(
+                outcome.is_err(),
+                "{:?} cut to {keep} bytes",
+                file.file_name()
+            );
+        }
+        // Same length, one bit: only the digest can tell.
+        let mut flipped = whole.clone();
+        let middle = flipped.len() / 2;
+        flipped[middle] ^= 1;
+        std::fs::write(file.path(), &flipped)?;
+        if file.file_name() != "manifest.json" {
+            let bundle = Bundle::open(path);
+            assert!(
+                bundle.and_then(|b| b.verify()).is_err(),
+                "{:?}",
+                file.file_name()
+            );
+        }
+        std::fs::write(file.path(), &whole)?;
+    }
+    assert!(Bundle::open(path)?.verify().is_ok());
+    Ok(())
+}
+
+/// A damaged graph with a manifest that vouches for it is an error of the engine, not a panic.
+#[test]
+fn a_damaged_graph_is_an_error() -> Outcome {
+    let data = tercet_tests::data(20, 60)?;
+    let student = tercet_tests::student(&data)?;
+    let tower = tercet_export::onnx::user_tower(&student, Default::default(), &[])?;
+    let keys: Vec<String> = data.items.keys().map(str::to_string).collect();
+    let vectors = vec![0.5f32; keys.len() * 32];
+    let folder = tempfile::tempdir()?;
+    for cut in [
+        0,
+        10,
+        tower.onnx.len() / 3,
+        tower.onnx.len() / 2,
+        tower.onnx.len() - 40,
+    ] {
+        let path = folder.path().join(format!("{cut}.tercet"));
+        let mut writer = tercet::BundleWriter::create(&path)?;
+        writer.table(&tercet::ItemTableBuilder::new(
+            32,
+            tercet::Scheme::Int8,
+            &keys,
+            &vectors,
+        )?)?;
+        writer.write_file("user_tower.onnx", &tower.onnx[..cut])?;
+        let mut manifest = tercet::Manifest::new("cut", 1, 32, tercet_tests::WINDOW);
+        manifest.engine.user_tower = Some("user_tower.onnx".into());
+        let bundle = writer.finish(manifest)?;
+        let mut session = Session::new(&bundle, SessionOptions::default())?;
+        session.record(Event::new("item-1"))?;
+        assert!(session.recommend(&Query::top(3)).is_err(), "cut at {cut}");
+    }
+    Ok(())
+}
