@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use tercet::{Bundle, Event, Query, Session, SessionOptions};
-use tercet_benches::{Rng, anonymous_kib, load, number, time, write_bundle};
+use tercet_benches::{Rng, anonymous_kib, cpu_ms, load, number, time, write_bundle};
 
 const CHILD: &str = "TERCET_BENCH_OPEN";
 
@@ -57,6 +57,7 @@ fn measure(path: &Path) -> Result<()> {
 
     // The first answer of this process: no page mapped, no tower loaded, no code warm.
     let table = bundle.table();
+    let cpu = cpu_ms();
     let start = Instant::now();
     let key = table.key(table.len() as u32 / 2)?;
     let (first, what) = if bundle.has_user_tower() {
@@ -76,6 +77,7 @@ fn measure(path: &Path) -> Result<()> {
         )
     };
     let first_answer = start.elapsed().as_secs_f64() * 1e3;
+    let cpu = cpu.zip(cpu_ms()).map(|(before, after)| after - before);
     let answered = anonymous_kib();
     ensure!(first == 100.min(table.len() - 1), "{first} items");
 
@@ -102,5 +104,8 @@ fn measure(path: &Path) -> Result<()> {
         );
     }
     println!("first answer              {first_answer:9.2} ms: {what}");
+    if let Some(cpu) = cpu {
+        println!("  on the CPU              {cpu:9.2} ms");
+    }
     Ok(())
 }

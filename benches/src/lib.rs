@@ -103,6 +103,14 @@ pub fn anonymous_kib() -> Option<u64> {
     line.split_whitespace().next()?.parse().ok()
 }
 
+/// Time this thread has spent on a CPU, in ms, where Linux tells: unlike wall time it hardly
+/// depends on who else is running.
+pub fn cpu_ms() -> Option<f64> {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").ok()?;
+    let nanoseconds: f64 = text.split(' ').next()?.parse().ok()?;
+    Some(nanoseconds / 1e6)
+}
+
 /// The load average of the last minute, where Linux tells: a busy machine measures badly.
 pub fn load() -> String {
     std::fs::read_to_string("/proc/loadavg")
