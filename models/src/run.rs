@@ -173,7 +173,7 @@ impl RunConfig {
             .clone()
             .try_into()
             .map_err(|e: toml::de::Error| {
-                Error::config(format!("parameters of `{}`: {}", self.model, e.message()))
+                Error::config(format!("parameters of `{}`: {}", self.model, one_line(&e)))
             })
     }
 
@@ -193,7 +193,7 @@ impl RunConfig {
     fn replace(&mut self, table: toml::Table) -> Result<()> {
         *self = table
             .try_into()
-            .map_err(|e: toml::de::Error| Error::config(e.message().to_string()))?;
+            .map_err(|e: toml::de::Error| Error::config(one_line(&e)))?;
         Ok(())
     }
 }
@@ -398,10 +398,18 @@ impl RunFiles {
     }
 }
 
+/// What is wrong and at which key, on one line.
+fn one_line(e: &toml::de::Error) -> String {
+    e.to_string()
+        .split_whitespace()
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
 /// Reads a run's configuration.
 pub fn read_config(path: &Path) -> Result<RunConfig> {
     let text = fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
-    toml::from_str(&text).map_err(|e| Error::checkpoint(path, e.message().to_string()))
+    toml::from_str(&text).map_err(|e| Error::checkpoint(path, one_line(&e)))
 }
 
 /// Refuses to resume a run under another configuration.
