@@ -3,8 +3,7 @@
 //! Field names, numbers and types are those of `onnx/onnx.proto` of the ONNX project
 //! (<https://github.com/onnx/onnx>), Copyright (c) ONNX Project Contributors, licensed under the
 //! Apache License, Version 2.0. Fields that Tercet neither writes nor reads are left out; a
-//! decoder skips them. `tests/suite` compares the numbers with the published schema where the
-//! `onnx` Python package is present.
+//! decoder skips them.
 //!
 //! As in that schema (proto2), a singular field is an `Option`, so that a zero is written: the
 //! ONNX checker tells an attribute of value 0 from one without a value.

@@ -1,6 +1,6 @@
 //! The `tract` engine: pure Rust, CPU, one thread.
 //!
-//! The graph is loaded and simplified once with its symbolic dimensions (the batch) left open;
+//! The graph is loaded and typed once with its symbolic dimensions (the batch) left open;
 //! for each set of input shapes the symbols are fixed and an optimised plan is made and kept.
 //! tract can panic on graphs it does not understand, so everything runs under `catch_unwind`.
 
@@ -51,7 +51,8 @@ impl TractTower {
                 .iter()
                 .map(|o| model.node(o.node).name.clone())
                 .collect();
-            let model = model.into_typed()?.into_decluttered()?;
+            // Making a plan declutters; doing it here as well would cost a quarter of a first load.
+            let model = model.into_typed()?;
             Ok((model, names, outputs))
         })?;
         if outputs != [output] {

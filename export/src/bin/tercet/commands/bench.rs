@@ -84,7 +84,10 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let query = Query::top(10);
     let key = |i: usize| table.key((i % items) as u32).map(str::to_string);
 
-    let open = time(args.runs, || Ok(drop(Bundle::open(&args.bundle)?)))?;
+    let open = time(args.runs, || {
+        Bundle::open(&args.bundle)?;
+        Ok(())
+    })?;
     let first_recommendation = time(args.runs.min(10), || {
         let mut session = Session::new(&bundle, SessionOptions::default())?;
         session.record(Event::new(key(0)?))?;
@@ -130,7 +133,10 @@ pub(crate) fn run(args: Args) -> Result<()> {
         "the scan missed {} better items",
         better + 1 - best.len()
     );
-    let time = time(args.runs, || Ok(drop(table.top_k(&user, 10, &[])?)))?;
+    let time = time(args.runs, || {
+        table.top_k(&user, 10, &[])?;
+        Ok(())
+    })?;
     let row_bytes = match table.scheme() {
         Scheme::F32 => table.dim() * 4,
         Scheme::F16 => table.dim() * 2,
