@@ -334,4 +334,11 @@ mod tests {
         assert!(matches!(by_name("avx1024"), Err(Error::Kernel { .. })));
         assert!(available().iter().any(|k| k.name() == active().name()));
     }
+
+    /// Else the tests above would compare `scalar` with itself.
+    #[test]
+    #[cfg(target_arch = "aarch64")]
+    fn neon_is_among_the_kernels() {
+        assert_eq!(available()[0].name(), "neon");
+    }
 }
