@@ -13,7 +13,7 @@ use crate::data::{Dataset, HistoryEvent, Split};
 use crate::error::{Error, Result};
 use crate::eval::{EvalQuery, Scorer};
 use crate::ops;
-use crate::params::{Adam, TensorMap};
+use crate::params::{Adam, TensorMap, restore_training, training_state};
 use crate::rng::{self, Purpose, Stream};
 use crate::student::{GRAPH, ItemFeatures, ModalitySpec, Student, StudentShape};
 use crate::train::{EpochLosses, Learner, Monitor};
@@ -487,14 +487,10 @@ impl Learner for Distiller<'_> {
     }
 
     fn export_state(&self) -> Result<TensorMap> {
-        let mut out = TensorMap::new();
-        self.student.params.export("model.", &mut out)?;
-        self.adam.export("adam.", &mut out)?;
-        Ok(out)
+        training_state(&self.student.params, &self.adam)
     }
 
     fn import_state(&mut self, from: &TensorMap) -> Result<()> {
-        self.student.params.import("model.", from)?;
-        self.adam.import("adam.", from)
+        restore_training(&self.student.params, &mut self.adam, from)
     }
 }

@@ -220,6 +220,20 @@ impl Adam {
     }
 }
 
+/// State of a model with one set of variables and one optimizer, for a checkpoint.
+pub fn training_state(params: &Params, adam: &Adam) -> Result<TensorMap> {
+    let mut out = TensorMap::new();
+    params.export("model.", &mut out)?;
+    adam.export("adam.", &mut out)?;
+    Ok(out)
+}
+
+/// Restores what [`training_state`] gave.
+pub fn restore_training(params: &Params, adam: &mut Adam, from: &TensorMap) -> Result<()> {
+    params.import("model.", from)?;
+    adam.import("adam.", from)
+}
+
 fn f32_mut<'a>(s: &'a mut CpuStorage, l: &Layout) -> candle_core::Result<&'a mut [f32]> {
     let (a, b) = l
         .contiguous_offsets()

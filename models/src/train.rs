@@ -274,7 +274,7 @@ pub fn train(
                 reason: format!("{name} became {v} in epoch {next}; lower the learning rate"),
             });
         }
-        if next % cfg.eval_every.max(1) == 0 || next == cfg.epochs {
+        if next.is_multiple_of(cfg.eval_every.max(1)) || next == cfg.epochs {
             let tensors = learner.inference()?;
             let scorer = run::scorer(spec, &tensors, data, dev)?;
             let measure = |split| -> Result<EvalReport> {

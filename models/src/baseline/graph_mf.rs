@@ -11,7 +11,7 @@ use crate::data::{Csr, Dataset};
 use crate::error::{Error, Result};
 use crate::graph::{Propagation, index_tensor, normalized_bipartite};
 use crate::ops;
-use crate::params::{Adam, Params, TensorMap};
+use crate::params::{Adam, Params, TensorMap, restore_training, training_state};
 use crate::rng::{self, Purpose};
 use crate::train::{EpochLosses, Learner, Monitor, factors, sample_triples};
 
@@ -167,14 +167,10 @@ impl Learner for GraphMf {
     }
 
     fn export_state(&self) -> Result<TensorMap> {
-        let mut out = TensorMap::new();
-        self.params.export("model.", &mut out)?;
-        self.adam.export("adam.", &mut out)?;
-        Ok(out)
+        training_state(&self.params, &self.adam)
     }
 
     fn import_state(&mut self, from: &TensorMap) -> Result<()> {
-        self.params.import("model.", from)?;
-        self.adam.import("adam.", from)
+        restore_training(&self.params, &mut self.adam, from)
     }
 }

@@ -14,7 +14,7 @@ use crate::factors::copy_scores;
 use crate::graph::index_tensor;
 use crate::layer::{LayerNorm, Linear, dropout};
 use crate::ops;
-use crate::params::{Adam, Params, TensorMap};
+use crate::params::{Adam, Params, TensorMap, restore_training, training_state};
 use crate::rng::{self, Purpose, Stream};
 use crate::train::{EpochLosses, Learner, Monitor};
 
@@ -79,7 +79,8 @@ struct Net {
 
 impl Net {
     fn new(items: usize, cfg: SasrecConfig, seed: u64, dev: &Device) -> Result<Self> {
-        if cfg.heads == 0 || cfg.dim % cfg.heads != 0 || cfg.window < 2 || cfg.batch == 0 {
+        if cfg.heads == 0 || !cfg.dim.is_multiple_of(cfg.heads) || cfg.window < 2 || cfg.batch == 0
+        {
             return Err(Error::config(
                 "sasrec needs dim divisible by heads, window at least 2 and batch at least 1",
             ));
@@ -324,15 +325,11 @@ impl Learner for Sasrec {
     }
 
     fn export_state(&self) -> Result<TensorMap> {
-        let mut out = TensorMap::new();
-        self.net.params.export("model.", &mut out)?;
-        self.adam.export("adam.", &mut out)?;
-        Ok(out)
+        training_state(&self.net.params, &self.adam)
     }
 
     fn import_state(&mut self, from: &TensorMap) -> Result<()> {
-        self.net.params.import("model.", from)?;
-        self.adam.import("adam.", from)
+        restore_training(&self.net.params, &mut self.adam, from)
     }
 }
 

@@ -38,7 +38,7 @@ use crate::data::{Csr, Dataset};
 use crate::error::{Error, Result};
 use crate::graph::{Propagation, index_tensor, normalized_bipartite};
 use crate::ops;
-use crate::params::{Adam, Params, TensorMap};
+use crate::params::{Adam, Params, TensorMap, restore_training, training_state};
 use crate::rng::{self, Purpose};
 use crate::train::{EpochLosses, Learner, Monitor, factors};
 
@@ -492,9 +492,7 @@ impl Learner for DiffMm {
     }
 
     fn export_state(&self) -> Result<TensorMap> {
-        let mut out = TensorMap::new();
-        self.params.export("model.", &mut out)?;
-        self.adam.export("adam.", &mut out)?;
+        let mut out = training_state(&self.params, &self.adam)?;
         for (k, d) in self.denoisers.iter().enumerate() {
             d.export(&format!("denoiser.{k}."), &mut out)?;
         }
@@ -502,8 +500,7 @@ impl Learner for DiffMm {
     }
 
     fn import_state(&mut self, from: &TensorMap) -> Result<()> {
-        self.params.import("model.", from)?;
-        self.adam.import("adam.", from)?;
+        restore_training(&self.params, &mut self.adam, from)?;
         for (k, d) in self.denoisers.iter_mut().enumerate() {
             d.import(&format!("denoiser.{k}."), from)?;
         }
