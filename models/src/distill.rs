@@ -42,7 +42,7 @@ pub struct DistillConfig {
     pub lr: f64,
     /// Decoupled weight decay.
     pub weight_decay: f64,
-    /// Examples per step.
+    /// Examples per step; fewer where their scores for all items would exceed 256 MB.
     pub batch: usize,
     /// Examples drawn per user and epoch where the data has order.
     pub cuts: usize,
@@ -438,6 +438,12 @@ impl<'a> Distiller<'a> {
         self.users.len() * self.cuts() as usize
     }
 
+    fn batch(&self) -> usize {
+        const MOST_SCORES: usize = 1 << 26;
+        let fits = MOST_SCORES / self.data.num_items().max(1);
+        self.cfg.batch.min(fits).max(1)
+    }
+
     fn cuts(&self) -> u64 {
         if self.data.ordered {
             self.cfg.cuts.max(1) as u64
@@ -449,7 +455,7 @@ impl<'a> Distiller<'a> {
 
 impl Learner for Distiller<'_> {
     fn steps_per_epoch(&self) -> u64 {
-        self.examples_per_epoch().div_ceil(self.cfg.batch.max(1)) as u64
+        self.examples_per_epoch().div_ceil(self.batch()) as u64
     }
 
     fn train_epoch(&mut self, epoch: u64, monitor: &mut Monitor<'_>) -> Result<EpochLosses> {
@@ -461,7 +467,7 @@ impl Learner for Distiller<'_> {
             &mut order,
         );
         let (mut total, mut n) = (0.0, 0usize);
-        for (k, batch) in order.chunks(self.cfg.batch.max(1)).enumerate() {
+        for (k, batch) in order.chunks(self.batch()).enumerate() {
             let examples: Vec<Example> = batch
                 .iter()
                 .map(|&(u, c)| self.example(u, epoch, c))

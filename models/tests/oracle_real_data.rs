@@ -10,6 +10,7 @@ use tercet_models::baseline::popularity::Popularity;
 use tercet_models::data::inspect::inspect;
 use tercet_models::data::{Dataset, FitOn, LoadOptions, Split};
 use tercet_models::eval::{EvalProtocol, Scorer, evaluate};
+use tercet_models::graph::normalized_bipartite;
 
 /// Figures computed independently in f64 and given with four significant digits.
 const EXACT: f64 = 1e-5;
@@ -491,5 +492,41 @@ fn counts() {
                 "{name} {split} {behavior:?}"
             );
         }
+    }
+}
+
+/// The observed graph of DiffMM: sum of all entries, smallest and largest user-item entry.
+#[test]
+fn normalised_graphs_of_the_published_splits() {
+    for (name, nnz, sum, smallest, largest) in [
+        ("tiktok-diffmm", 135_100, 10_649.393_56, 0.002_288_959, 0.5),
+        (
+            "baby-diffmm",
+            263_597,
+            21_220.308_91,
+            0.004_349_224,
+            0.353_553_390_6,
+        ),
+    ] {
+        let Some(data) = open(name, None) else { return };
+        let rows = data.train_rows();
+        let users = data.num_users();
+        let edges = (0..users as u32).flat_map(|u| rows.row(u).iter().map(move |&i| (u, i)));
+        let graph = normalized_bipartite(users, data.num_items(), edges, true).unwrap();
+        assert_eq!(graph.nnz(), nnz);
+        let total: f64 = graph.values().iter().map(|v| f64::from(*v)).sum();
+        assert!((total - sum).abs() < 1e-6 * sum, "{total}");
+        let between = || {
+            graph
+                .entries()
+                .filter(|e| e.0 != e.1)
+                .map(|e| f64::from(e.2))
+        };
+        let low = between().fold(f64::INFINITY, f64::min);
+        let high = between().fold(0.0, f64::max);
+        assert!(
+            (low - smallest).abs() < 1e-8 && (high - largest).abs() < 1e-7,
+            "{low} {high}"
+        );
     }
 }

@@ -160,6 +160,46 @@ mod tests {
         assert!((f64::from(b) - 0.04571455893).abs() < 1e-8);
     }
 
+    /// Oracle 10.6: forward samples and posterior means by the tabulated coefficients.
+    #[test]
+    fn forward_and_posterior_match_oracle() {
+        let s = Schedule::new(5, 0.1, 1e-4, 0.02).unwrap();
+        let (x0, eps) = ([1.0, 0.0, 0.0, 1.0], [0.5, -1.0, 2.0, 0.0]);
+        let sample = |t: usize| -> Vec<f64> {
+            let a = s.alpha_bar[t];
+            let mix = |(x, e): (&f64, &f64)| a.sqrt() * x + (1.0 - a).sqrt() * e;
+            x0.iter().zip(&eps).map(mix).collect()
+        };
+        close(&sample(0)[..1], &[1.0049499987], 1e-9);
+        close(
+            &sample(2),
+            &[1.0159971104, -0.0330894311, 0.0661788622, 0.9994523948],
+            1e-8,
+        );
+        let x4 = sample(4);
+        close(
+            &x4,
+            &[1.0218118225, -0.0457145589, 0.0914291179, 0.9989545431],
+            1e-8,
+        );
+        let y = [0.9, 0.1, 0.2, 0.7];
+        let mean = |t: usize| -> Vec<f64> {
+            let at = |(y, x): (&f64, &f64)| s.posterior_x0[t] * y + s.posterior_xt[t] * x;
+            y.iter().zip(&x4).map(at).collect()
+        };
+        close(
+            &mean(4),
+            &[0.992792856, -0.0110014121, 0.1172936243, 0.9277353999],
+            1e-8,
+        );
+        close(
+            &mean(1),
+            &[0.9203833659, 0.0756168654, 0.181832299, 0.7500255299],
+            1e-8,
+        );
+        close(&mean(0), &y, 1e-12);
+    }
+
     /// Oracle 10.2.
     #[test]
     fn time_embedding_matches_oracle() {
