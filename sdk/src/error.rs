@@ -58,6 +58,24 @@ pub enum Error {
         /// The names the bundle knows.
         known: Vec<String>,
     },
+    /// A filter names an attribute column that the item table does not have.
+    #[error("the table has no attribute {got:?}; it has {known:?}")]
+    UnknownAttribute {
+        /// The name given.
+        got: String,
+        /// The columns there are.
+        known: Vec<String>,
+    },
+    /// The text of a filter cannot be read.
+    #[error("filter, character {position}: expected {expected}, found {found}")]
+    FilterSyntax {
+        /// Where, in characters from 1.
+        position: usize,
+        /// What could have stood there.
+        expected: String,
+        /// What stands there.
+        found: String,
+    },
     /// The folder is not a bundle, or is something that must not be replaced by one.
     #[error("{} is not a bundle: {reason}", path.display())]
     NotABundle {

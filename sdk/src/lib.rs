@@ -7,8 +7,10 @@ compile_error!(
 );
 
 pub mod bundle;
+mod diversity;
 pub mod engine;
 mod error;
+mod filter;
 mod history;
 mod id;
 pub mod kernel;
@@ -22,8 +24,10 @@ pub use bundle::{
     Bundle, BundleWriter, ItemTableBuilder, LoadMode, Manifest, OpenOptions, TensorSpec,
     TensorWriter,
 };
+pub use diversity::MAX_POOL;
 pub use engine::{FusionTower, Input, InputData, Tower, UserTower};
 pub use error::{Error, Result};
+pub use filter::{Filter, MAX_FILTER_BYTES, MAX_FILTER_DEPTH, MAX_FILTER_TERMS, Selection};
 pub use history::{Event, History, MAX_HISTORY, Recorded};
 pub use id::{MAX_KEY_BYTES, MAX_NAME_BYTES, Row};
 pub use quant::Scheme;

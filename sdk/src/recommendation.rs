@@ -1,12 +1,17 @@
 //! What a host asks for and what it gets.
 
+use crate::filter::Filter;
 use crate::id::Row;
 
 /// A request for recommendations.
 ///
 /// ```
-/// use tercet::Query;
-/// let query = Query::top(10).exclude(["sku-3"]).explain(true);
+/// use tercet::{Filter, Query};
+/// let query = Query::top(10)
+///     .exclude(["sku-3"])
+///     .filter(Filter::not_in("category", ["adult"]))
+///     .diversity(0.3)
+///     .explain(true);
 /// ```
 #[derive(Debug, Clone)]
 pub struct Query {
@@ -14,6 +19,9 @@ pub struct Query {
     pub(crate) exclude: Vec<String>,
     pub(crate) include_seen: bool,
     pub(crate) explain: bool,
+    pub(crate) filter: Option<Filter>,
+    pub(crate) diversity: f32,
+    pub(crate) pool: Option<usize>,
 }
 
 impl Query {
@@ -25,6 +33,9 @@ impl Query {
             exclude: Vec::new(),
             include_seen: false,
             explain: false,
+            filter: None,
+            diversity: 0.0,
+            pool: None,
         }
     }
 
@@ -37,6 +48,37 @@ impl Query {
     /// Whether items of the history may be recommended again; default no.
     pub fn include_seen(mut self, yes: bool) -> Self {
         self.include_seen = yes;
+        self
+    }
+
+    /// Only items that pass `filter`; if called again, they must pass all. Filtering happens
+    /// within the scan: `k` items are returned whenever so many qualify.
+    pub fn filter(mut self, filter: Filter) -> Self {
+        self.filter = Some(match self.filter.take() {
+            None => filter,
+            Some(earlier) => Filter::all([earlier, filter]),
+        });
+        self
+    }
+
+    /// How much to avoid items that are alike: 0 (default) ranks by score alone, 1 looks after
+    /// the first item only at how different the next one is. Other numbers are refused when
+    /// the query is used.
+    ///
+    /// Maximal marginal relevance (Carbonell and Goldstein, SIGIR 1998) over the best
+    /// [`pool`](Query::pool) items: relevance is the score scaled to 0..1 over the pool,
+    /// likeness the cosine of the item vectors, ties go to the lower row. Each
+    /// [`Recommendation::score`] stays what it is, so scores no longer descend.
+    pub fn diversity(mut self, lambda: f32) -> Self {
+        self.diversity = lambda;
+        self
+    }
+
+    /// How many of the best items [`diversity`](Query::diversity) chooses from, 1 to
+    /// [`MAX_POOL`](crate::MAX_POOL); default 5k, at least 100. If `k` is larger, the others
+    /// follow behind by score.
+    pub fn pool(mut self, items: usize) -> Self {
+        self.pool = Some(items);
         self
     }
 

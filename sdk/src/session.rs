@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use crate::bundle::Bundle;
+use crate::diversity::Diversity;
 use crate::engine::{Tower, UserTower};
 use crate::error::{Error, Result};
 use crate::history::{Event, History, Recorded};
@@ -180,9 +181,15 @@ impl Session {
     /// ranked by popularity, provided that the table has it.
     ///
     /// # Errors
-    /// As [`Session::user_vector`]; [`Error::InvalidArgument`] for `k` = 0.
+    /// As [`Session::user_vector`]; [`Error::InvalidArgument`] for `k` = 0, a diversity or
+    /// pool outside its range; for the filter as [`ItemTable::select`](crate::ItemTable::select).
     pub fn recommend(&mut self, query: &Query) -> Result<Vec<Recommendation>> {
         let table = self.bundle.table().clone();
+        let diversity = Diversity::new(query.diversity, query.pool, query.k)?;
+        let within = match &query.filter {
+            Some(filter) => Some(table.select(filter)?),
+            None => None,
+        };
         let mut exclude = Vec::new();
         for key in &query.exclude {
             exclude.extend(table.find(key)?);
@@ -190,12 +197,26 @@ impl Session {
         if !query.include_seen {
             exclude.extend(self.known.iter().flatten().map(|(row, _)| row));
         }
-        if self.ranks_by_popularity()
-            && let Some(best) = table.most_popular(query.k, &exclude)?
-        {
-            return self.describe(&best, query.explain);
+        let keep = match &diversity {
+            // `k` = 0 is refused below.
+            Some(d) if query.k > 0 => query.k.max(d.pool),
+            _ => query.k,
+        };
+        let popular = if self.ranks_by_popularity() {
+            table.most_popular(keep, &exclude, within.as_ref())?
+        } else {
+            None
+        };
+        let mut best = match popular {
+            Some(best) => best,
+            None => {
+                let vector = self.user_vector()?;
+                table.search(Metric::Score, vector, keep, &exclude, within.as_ref())?
+            }
+        };
+        if let Some(diversity) = diversity {
+            diversity.rerank(&table, &mut best, query.k)?;
         }
-        let best = table.top_k(self.user_vector()?, query.k, &exclude)?;
         self.describe(&best, query.explain)
     }
 

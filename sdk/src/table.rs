@@ -6,16 +6,20 @@ use std::sync::Arc;
 use crate::bundle::tensors::{Half, Offsets, PAD_PREFIX, Slice, Strings, TensorFile};
 use crate::bundle::{Content, Manifest};
 use crate::error::{Error, Result};
-use crate::id::{Row, is_name};
+use crate::filter::Selection;
+use crate::id::{MAX_NAME_BYTES, Row, is_name};
 use crate::kernel;
 use crate::quant::{self, Scheme};
 use crate::topk::{Scored, TopK, best_first};
 
 /// Code of an item without a value in an attribute column.
-const NO_VALUE: u32 = u32::MAX;
+pub(crate) const NO_VALUE: u32 = u32::MAX;
 
 /// Rows scored at a time; their scores stay in the first-level cache.
 const BLOCK: usize = 1024;
+
+/// Below one row in so many, the rows of a selection are scored one by one.
+const SPARSE: usize = 64;
 
 /// What a scan ranks by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -39,12 +43,12 @@ enum Codes {
 }
 
 #[derive(Clone)]
-struct Attribute {
+pub(crate) struct Attribute {
     name: String,
-    codes: Slice<u32>,
+    pub(crate) codes: Slice<u32>,
     /// Present for columns with several values per item.
-    lists: Option<Offsets>,
-    values: Strings,
+    pub(crate) lists: Option<Offsets>,
+    pub(crate) values: Strings,
 }
 
 /// A read-only table of N items. Cheap to clone.
@@ -235,6 +239,14 @@ impl ItemTable {
         self.attributes.iter().map(|a| a.name.as_str())
     }
 
+    pub(crate) fn column(&self, name: &str) -> Result<&Attribute> {
+        let column = self.attributes.iter().find(|a| a.name == name);
+        column.ok_or_else(|| Error::UnknownAttribute {
+            got: name.chars().take(MAX_NAME_BYTES).collect(),
+            known: self.attributes().map(str::to_string).collect(),
+        })
+    }
+
     /// Values of attribute `name` of the item at `row`; empty if it has none.
     ///
     /// # Errors
@@ -301,6 +313,34 @@ impl ItemTable {
         k: usize,
         exclude: &[Row],
     ) -> Result<Vec<Scored>> {
+        self.search(metric, query, k, exclude, None)
+    }
+
+    /// As [`ItemTable::top_k_by`], of the rows in `within` only: `k` items are returned
+    /// whenever so many qualify. If few rows do (fewer than N / 64), only those are scored.
+    ///
+    /// # Errors
+    /// As [`ItemTable::top_k`]; [`Error::Length`] if `within` was made by a table of another
+    /// size.
+    pub fn top_k_within(
+        &self,
+        metric: Metric,
+        query: &[f32],
+        k: usize,
+        exclude: &[Row],
+        within: &Selection,
+    ) -> Result<Vec<Scored>> {
+        self.search(metric, query, k, exclude, Some(within))
+    }
+
+    pub(crate) fn search(
+        &self,
+        metric: Metric,
+        query: &[f32],
+        k: usize,
+        exclude: &[Row],
+        within: Option<&Selection>,
+    ) -> Result<Vec<Scored>> {
         self.check_query(query)?;
         check_k(k)?;
         let excluded = sorted(exclude);
@@ -311,9 +351,31 @@ impl ItemTable {
         } else {
             k.saturating_mul(2).max(k.saturating_add(64))
         };
-        let mut top = TopK::new(keep, self.items);
-        self.scan(metric, query, &mut top, &accept);
-        let mut best = top.finish();
+        let mut scorer = Scorer::new(self, metric, query);
+        let mut best = match within {
+            None => {
+                let mut top = TopK::new(keep, self.items);
+                scorer.scan(&mut top, &accept, |_, _| true);
+                top.finish()
+            }
+            Some(rows) => {
+                check_len("selection of rows", self.items, rows.items())?;
+                if rows.len() < self.items / SPARSE {
+                    let mut top = TopK::new(keep, rows.len());
+                    for row in rows.rows().filter(|&row| accept(row)) {
+                        let mut score = [0.0];
+                        scorer.score(row as usize, &mut score);
+                        top.offer(row, &score, &|_| true);
+                    }
+                    top.finish()
+                } else {
+                    let mut top = TopK::new(keep, rows.len());
+                    let accept = |row: Row| rows.contains(row) && accept(row);
+                    scorer.scan(&mut top, &accept, |first, n| rows.touches(first, n));
+                    top.finish()
+                }
+            }
+        };
         if !exact {
             let mut x = vec![0.0; self.dim];
             for s in &mut best {
@@ -330,90 +392,24 @@ impl ItemTable {
         Ok(best)
     }
 
-    /// The most popular `k` items that are not excluded, or nothing if the table has no
-    /// popularity.
-    pub(crate) fn most_popular(&self, k: usize, exclude: &[Row]) -> Result<Option<Vec<Scored>>> {
+    /// The most popular `k` items that are not excluded and, if given, are `within`; nothing
+    /// if the table has no popularity.
+    pub(crate) fn most_popular(
+        &self,
+        k: usize,
+        exclude: &[Row],
+        within: Option<&Selection>,
+    ) -> Result<Option<Vec<Scored>>> {
         check_k(k)?;
         let Some(popularity) = self.popularity() else {
             return Ok(None);
         };
         let excluded = sorted(exclude);
         let mut top = TopK::new(k, self.items);
-        top.offer(0, popularity, &|row| excluded.binary_search(&row).is_err());
+        top.offer(0, popularity, &|row| {
+            within.is_none_or(|rows| rows.contains(row)) && excluded.binary_search(&row).is_err()
+        });
         Ok(Some(top.finish()))
-    }
-
-    fn scan(&self, metric: Metric, query: &[f32], top: &mut TopK, accept: &impl Fn(Row) -> bool) {
-        let kernel = kernel::active();
-        let d = self.dim;
-        let mut scores = [0.0f32; BLOCK];
-        let mut sums = [0i32; BLOCK];
-        let norm = dot_norm(query);
-        let bias = match metric {
-            Metric::Score => self.bias.as_ref().map(Slice::get),
-            Metric::Cosine => None,
-        };
-        let mut coded = vec![0i8; d];
-        let query_scale = quant::int8::encode(query, &mut coded);
-        for first in (0..self.items).step_by(BLOCK) {
-            let n = BLOCK.min(self.items - first);
-            let (range, scores) = (first * d..(first + n) * d, &mut scores[..n]);
-            match &self.codes {
-                Codes::F32(codes) => {
-                    let rows = &codes.get()[range];
-                    kernel.dot_f32(query, rows, scores);
-                    if metric == Metric::Cosine {
-                        for (s, x) in scores.iter_mut().zip(rows.chunks_exact(d)) {
-                            *s = cosine(*s, norm, dot_norm(x));
-                        }
-                    }
-                }
-                Codes::F16(codes) => {
-                    let rows: &[u16] = bytemuck::cast_slice(&codes.get()[range]);
-                    kernel.dot_f16(query, rows, scores);
-                    if metric == Metric::Cosine {
-                        let mut x = vec![0.0; d];
-                        for (s, bits) in scores.iter_mut().zip(rows.chunks_exact(d)) {
-                            quant::f16::decode(bits, &mut x);
-                            *s = cosine(*s, norm, dot_norm(&x));
-                        }
-                    }
-                }
-                Codes::Int8 { codes, scales } => {
-                    let rows = &codes.get()[range];
-                    let sums = &mut sums[..n];
-                    kernel.dot_i8(&coded, rows, sums);
-                    match metric {
-                        Metric::Score => {
-                            let scales = &scales.get()[first..first + n];
-                            for ((s, &sum), &scale) in scores.iter_mut().zip(&*sums).zip(scales) {
-                                *s = sum as f32 * (scale * query_scale);
-                            }
-                        }
-                        // Scales cancel out.
-                        Metric::Cosine => {
-                            for ((s, &sum), x) in
-                                scores.iter_mut().zip(&*sums).zip(rows.chunks_exact(d))
-                            {
-                                let mut square = [0];
-                                kernel.dot_i8(x, x, &mut square);
-                                *s = cosine(
-                                    sum as f32 * query_scale,
-                                    norm,
-                                    (square[0] as f32).sqrt(),
-                                );
-                            }
-                        }
-                    }
-                }
-            }
-            if let Some(bias) = bias {
-                for (s, b) in scores.iter_mut().zip(&bias[first..first + n]) {
-                    *s += b;
-                }
-            }
-            top.offer(first as Row, scores, accept);
-        }
     }
 
     pub(crate) fn check_query(&self, query: &[f32]) -> Result<()> {
@@ -499,8 +495,121 @@ impl ItemTable {
     }
 }
 
+/// Scores ranges of rows against one query, with the buffers that this takes.
+struct Scorer<'a> {
+    table: &'a ItemTable,
+    metric: Metric,
+    query: &'a [f32],
+    norm: f32,
+    bias: Option<&'a [f32]>,
+    coded: Vec<i8>,
+    query_scale: f32,
+    sums: [i32; BLOCK],
+    decoded: Vec<f32>,
+}
+
+impl<'a> Scorer<'a> {
+    fn new(table: &'a ItemTable, metric: Metric, query: &'a [f32]) -> Self {
+        let mut coded = vec![0i8; table.dim];
+        Scorer {
+            table,
+            metric,
+            query,
+            norm: dot_norm(query),
+            bias: match metric {
+                Metric::Score => table.bias.as_ref().map(Slice::get),
+                Metric::Cosine => None,
+            },
+            query_scale: quant::int8::encode(query, &mut coded),
+            coded,
+            sums: [0; BLOCK],
+            decoded: vec![0.0; table.dim],
+        }
+    }
+
+    /// Offers every row to `top`, but passes over blocks without a row that is `wanted`
+    /// (asked with the first row and the number of rows).
+    fn scan(
+        &mut self,
+        top: &mut TopK,
+        accept: &impl Fn(Row) -> bool,
+        wanted: impl Fn(usize, usize) -> bool,
+    ) {
+        let mut scores = [0.0f32; BLOCK];
+        for first in (0..self.table.items).step_by(BLOCK) {
+            let n = BLOCK.min(self.table.items - first);
+            if wanted(first, n) {
+                self.score(first, &mut scores[..n]);
+                top.offer(first as Row, &scores[..n], accept);
+            }
+        }
+    }
+
+    /// Scores of the rows from `first`, at most `BLOCK` of them.
+    fn score(&mut self, first: usize, scores: &mut [f32]) {
+        let kernel = kernel::active();
+        let (d, n) = (self.table.dim, scores.len());
+        let (query, norm, metric) = (self.query, self.norm, self.metric);
+        let range = first * d..(first + n) * d;
+        match &self.table.codes {
+            Codes::F32(codes) => {
+                let rows = &codes.get()[range];
+                kernel.dot_f32(query, rows, scores);
+                if metric == Metric::Cosine {
+                    for (s, x) in scores.iter_mut().zip(rows.chunks_exact(d)) {
+                        *s = cosine(*s, norm, dot_norm(x));
+                    }
+                }
+            }
+            Codes::F16(codes) => {
+                let rows: &[u16] = bytemuck::cast_slice(&codes.get()[range]);
+                kernel.dot_f16(query, rows, scores);
+                if metric == Metric::Cosine {
+                    let x = &mut self.decoded;
+                    for (s, bits) in scores.iter_mut().zip(rows.chunks_exact(d)) {
+                        quant::f16::decode(bits, x);
+                        *s = cosine(*s, norm, dot_norm(x));
+                    }
+                }
+            }
+            Codes::Int8 { codes, scales } => {
+                let rows = &codes.get()[range];
+                let sums = &mut self.sums[..n];
+                kernel.dot_i8(&self.coded, rows, sums);
+                match metric {
+                    Metric::Score => {
+                        let scales = &scales.get()[first..first + n];
+                        for ((s, &sum), &scale) in scores.iter_mut().zip(&*sums).zip(scales) {
+                            *s = sum as f32 * (scale * self.query_scale);
+                        }
+                    }
+                    // Scales cancel out.
+                    Metric::Cosine => {
+                        for ((s, &sum), x) in
+                            scores.iter_mut().zip(&*sums).zip(rows.chunks_exact(d))
+                        {
+                            let mut square = [0];
+                            kernel.dot_i8(x, x, &mut square);
+                            *s = cosine(
+                                sum as f32 * self.query_scale,
+                                norm,
+                                (square[0] as f32).sqrt(),
+                            );
+                        }
+                    }
+                }
+            }
+        }
+        if let Some(bias) = self.bias {
+            for (s, b) in scores.iter_mut().zip(&bias[first..first + n]) {
+                *s += b;
+            }
+        }
+    }
+}
+
 impl Attribute {
-    fn codes(&self, row: usize) -> Result<&[u32]> {
+    pub(crate) fn codes(&self, row: usize) -> Result<&[u32]> {
         let codes = self.codes.get();
         let range = match &self.lists {
             None => Some(row..row + 1),
@@ -512,7 +621,7 @@ impl Attribute {
         })
     }
 
-    fn value(&self, code: u32, row: usize) -> Result<&str> {
+    pub(crate) fn value(&self, code: u32, row: usize) -> Result<&str> {
         if code as usize >= self.values.len() {
             let reason = "a code is beyond the dictionary";
             return Err(Error::corrupt(format!("attr.{}", self.name), row, reason));

@@ -1,0 +1,746 @@
+//! Which items may be recommended: conditions on attribute columns, and their text form.
+//!
+//! A [`Filter`] is kept as a list of operations in postfix order, so that copying, dropping and
+//! evaluating it needs no recursion however deeply a host nests it. [`ItemTable::select`]
+//! resolves it against a table once: strings become dictionary codes, then 64 rows at a time
+//! become one word of a bitmap.
+
+use std::ops::{Bound, RangeBounds};
+use std::str::FromStr;
+use std::sync::Arc;
+
+use crate::error::{Error, Result};
+use crate::id::Row;
+use crate::table::{Attribute, ItemTable, NO_VALUE};
+
+/// Longest text that [`Filter::parse`] accepts, in bytes.
+pub const MAX_FILTER_BYTES: usize = 16 * 1024;
+
+/// Most parentheses and `not` around each other in the text of a filter.
+pub const MAX_FILTER_DEPTH: usize = 64;
+
+/// Most conditions in one filter. A list of values is one condition, however long.
+pub const MAX_FILTER_TERMS: usize = 256;
+
+/// Rows per word of a bitmap.
+const WORD: usize = 64;
+
+/// A condition on items: tests of attribute values joined by *and*, *or* and *not*.
+///
+/// Values are compared as the text that the bundle holds, byte for byte. An item without a
+/// value passes only negated tests; in a column with several values per item one fitting value
+/// suffices. A value that no item has matches nothing, while an attribute that the table does
+/// not have is an [`Error::UnknownAttribute`] when the filter is used.
+///
+/// ```
+/// use tercet::Filter;
+/// let filter = Filter::all([
+///     Filter::not_in("category", ["adult"]),
+///     Filter::range("price", ..=20.0),
+/// ]);
+/// assert_eq!(filter, Filter::parse("category not in (adult) and price <= 20")?);
+/// # Ok::<(), tercet::Error>(())
+/// ```
+#[derive(Debug, Clone, PartialEq)]
+pub struct Filter {
+    ops: Vec<Op>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+enum Op {
+    Constant(bool),
+    In {
+        attribute: String,
+        values: Vec<String>,
+    },
+    Has(String),
+    Range {
+        attribute: String,
+        min: Bound<f64>,
+        max: Bound<f64>,
+    },
+    Bitmap(Arc<[u64]>),
+    Rows(Arc<[Row]>),
+    Items(Arc<[String]>),
+    And,
+    Or,
+    Not,
+}
+
+impl Filter {
+    fn one(op: Op) -> Self {
+        Filter { ops: vec![op] }
+    }
+
+    /// Items with one of `values` in column `attribute`.
+    pub fn is_in<S: Into<String>>(attribute: &str, values: impl IntoIterator<Item = S>) -> Self {
+        Self::one(Op::In {
+            attribute: attribute.to_string(),
+            values: values.into_iter().map(Into::into).collect(),
+        })
+    }
+
+    /// Items with none of `values` in column `attribute`; also those without any value.
+    pub fn not_in<S: Into<String>>(attribute: &str, values: impl IntoIterator<Item = S>) -> Self {
+        Self::not(Self::is_in(attribute, values))
+    }
+
+    /// Items with any value in column `attribute`.
+    pub fn has(attribute: &str) -> Self {
+        Self::one(Op::Has(attribute.to_string()))
+    }
+
+    /// Items with a value in column `attribute` that reads as a finite decimal number within
+    /// `range`. A bound that is NaN is refused when the filter is used.
+    ///
+    /// ```
+    /// # use tercet::Filter;
+    /// let affordable = Filter::range("price", ..=20.0);
+    /// let between = Filter::range("year", 1990.0..=1999.0);
+    /// ```
+    pub fn range(attribute: &str, range: impl RangeBounds<f64>) -> Self {
+        Self::one(Op::Range {
+            attribute: attribute.to_string(),
+            min: range.start_bound().cloned(),
+            max: range.end_bound().cloned(),
+        })
+    }
+
+    /// Rows whose bit is set: row `r` is bit `r % 64` of word `r / 64`. For what only the host
+    /// knows, as stock or age limits. The bitmap must have N / 64 words, rounded up; bits
+    /// beyond N count for nothing. Rows belong to one version of one bundle.
+    pub fn available(bitmap: &[u64]) -> Self {
+        Self::one(Op::Bitmap(bitmap.into()))
+    }
+
+    /// These rows, in any order; repeats and rows beyond the table are harmless.
+    pub fn rows(rows: impl IntoIterator<Item = Row>) -> Self {
+        let mut rows: Vec<Row> = rows.into_iter().collect();
+        rows.sort_unstable();
+        rows.dedup();
+        Self::one(Op::Rows(rows.into()))
+    }
+
+    /// The items with these keys; keys that the table does not know count for nothing.
+    pub fn items<S: Into<String>>(keys: impl IntoIterator<Item = S>) -> Self {
+        Self::one(Op::Items(keys.into_iter().map(Into::into).collect()))
+    }
+
+    /// Items that pass all `filters`; with none given, every item.
+    pub fn all(filters: impl IntoIterator<Item = Filter>) -> Self {
+        Self::join(filters, Op::And, true)
+    }
+
+    /// Items that pass at least one of `filters`; with none given, no item.
+    pub fn any(filters: impl IntoIterator<Item = Filter>) -> Self {
+        Self::join(filters, Op::Or, false)
+    }
+
+    /// Items that do not pass `filter`.
+    #[allow(clippy::should_implement_trait)] // a constructor like its siblings
+    pub fn not(mut filter: Filter) -> Self {
+        filter.ops.push(Op::Not);
+        filter
+    }
+
+    fn join(filters: impl IntoIterator<Item = Filter>, op: Op, empty: bool) -> Self {
+        let mut filters = filters.into_iter();
+        let Some(mut joined) = filters.next() else {
+            return Self::one(Op::Constant(empty));
+        };
+        for filter in filters {
+            joined.ops.extend(filter.ops);
+            joined.ops.push(op.clone());
+        }
+        joined
+    }
+
+    /// Reads the text form:
+    ///
+    /// ```text
+    /// category in (tea, coffee) and not brand = "x y" and (price <= 20 or has sale)
+    /// ```
+    ///
+    /// | text | stands for |
+    /// |---|---|
+    /// | `a = v`, `a in (v, w)` | [`Filter::is_in`] |
+    /// | `a != v`, `a not in (v, w)` | [`Filter::not_in`] |
+    /// | `has a` | [`Filter::has`] |
+    /// | `a < 1`, `a <= 1`, `a > 1`, `a >= 1` | [`Filter::range`] |
+    /// | `x and y`, `x or y`, `not x`, `(x)` | [`Filter::all`], [`Filter::any`], [`Filter::not`] |
+    ///
+    /// `not` binds tighter than `and`, `and` tighter than `or`. Names and values stand bare, or
+    /// in single or double quotes if they hold blanks, one of `()<>=!,"'` or are one of the
+    /// words `and or not in has` (in any case); within quotes a backslash keeps the quote or
+    /// backslash that follows it. `=` compares text: for the number 20, however written, say
+    /// `a >= 20 and a <= 20`.
+    ///
+    /// # Errors
+    /// [`Error::FilterSyntax`] with the position and what was expected there, also for texts
+    /// beyond [`MAX_FILTER_BYTES`], [`MAX_FILTER_DEPTH`] or [`MAX_FILTER_TERMS`]. Attributes
+    /// are looked up later, when the filter is used.
+    pub fn parse(text: &str) -> Result<Self> {
+        if text.len() > MAX_FILTER_BYTES {
+            return Err(Error::FilterSyntax {
+                position: 1,
+                expected: format!("at most {MAX_FILTER_BYTES} bytes"),
+                found: format!("{} bytes", text.len()),
+            });
+        }
+        let mut parser = Parser::new(text)?;
+        let filter = parser.disjunction(0)?;
+        match parser.next {
+            Token::End => Ok(filter),
+            _ => Err(parser.expected("`and`, `or` or the end")),
+        }
+    }
+}
+
+impl FromStr for Filter {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        Self::parse(text)
+    }
+}
+
+/// The rows of one table that pass a filter, one bit per row; made by [`ItemTable::select`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Selection {
+    words: Vec<u64>,
+    items: usize,
+    len: usize,
+}
+
+impl Selection {
+    /// Number of rows that pass.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether no row passes.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Whether `row` passes; rows beyond the table do not.
+    #[inline]
+    pub fn contains(&self, row: Row) -> bool {
+        let row = row as usize;
+        self.words
+            .get(row / WORD)
+            .is_some_and(|word| word >> (row % WORD) & 1 != 0)
+    }
+
+    /// The rows that pass, ascending.
+    pub fn rows(&self) -> impl Iterator<Item = Row> + '_ {
+        self.words.iter().enumerate().flat_map(|(w, &word)| {
+            let mut rest = word;
+            std::iter::from_fn(move || {
+                let bit = rest.trailing_zeros() as usize;
+                // Clears the lowest bit.
+                rest &= rest.checked_sub(1)?;
+                Some((w * WORD + bit) as Row)
+            })
+        })
+    }
+
+    /// The bitmap, in the form that [`Filter::available`] takes.
+    pub fn bitmap(&self) -> &[u64] {
+        &self.words
+    }
+
+    /// N of the table.
+    pub(crate) fn items(&self) -> usize {
+        self.items
+    }
+
+    /// Whether any of the rows `first..first + n` passes; `first` is a multiple of 64.
+    pub(crate) fn touches(&self, first: usize, n: usize) -> bool {
+        let words = first / WORD..(first + n).div_ceil(WORD);
+        self.words[words].iter().any(|&word| word != 0)
+    }
+}
+
+impl ItemTable {
+    /// Evaluates `filter` for every row. The work grows with N and with the number of distinct
+    /// values of the columns named; the result takes N / 8 bytes.
+    ///
+    /// # Errors
+    /// [`Error::UnknownAttribute`]; [`Error::Length`] if a bitmap has the wrong number of
+    /// words; [`Error::InvalidArgument`] for a bound that is NaN and for more than
+    /// [`MAX_FILTER_TERMS`] conditions; [`Error::CorruptTensor`].
+    pub fn select(&self, filter: &Filter) -> Result<Selection> {
+        let items = self.len();
+        let steps = resolve(self, filter)?;
+        let mut words = vec![0u64; items.div_ceil(WORD)];
+        let mut stack: Vec<u64> = Vec::new();
+        for (w, out) in words.iter_mut().enumerate() {
+            let rows = w * WORD..items.min((w + 1) * WORD);
+            stack.clear();
+            for step in &steps {
+                // Postfix by construction: an operator finds its operands on the stack.
+                let word = match step {
+                    Step::Test(test) => test.word(rows.clone())?,
+                    Step::And => pop(&mut stack) & pop(&mut stack),
+                    Step::Or => pop(&mut stack) | pop(&mut stack),
+                    Step::Not => !pop(&mut stack),
+                };
+                stack.push(word);
+            }
+            *out = pop(&mut stack) & (u64::MAX >> (WORD - rows.len()));
+        }
+        Ok(Selection {
+            len: words.iter().map(|w| w.count_ones() as usize).sum(),
+            words,
+            items,
+        })
+    }
+}
+
+fn pop(stack: &mut Vec<u64>) -> u64 {
+    let top = stack.pop();
+    debug_assert!(top.is_some(), "an operator without operands");
+    top.unwrap_or(0)
+}
+
+/// An operation resolved against a table.
+enum Step<'a> {
+    Test(Test<'a>),
+    And,
+    Or,
+    Not,
+}
+
+enum Test<'a> {
+    Constant(bool),
+    Bitmap(&'a [u64]),
+    Rows(Vec<Row>),
+    Column(&'a Attribute, Codes),
+}
+
+/// The codes of a dictionary that pass a test.
+enum Codes {
+    Any,
+    One(u32),
+    /// One bit per code.
+    Many(Vec<u64>),
+}
+
+fn resolve<'a>(table: &'a ItemTable, filter: &'a Filter) -> Result<Vec<Step<'a>>> {
+    let tests = filter.ops.iter();
+    let tests = tests.filter(|op| !matches!(op, Op::And | Op::Or | Op::Not));
+    let tests = tests.count();
+    if tests > MAX_FILTER_TERMS {
+        return Err(Error::argument(format!(
+            "a filter of {tests} conditions, at most {MAX_FILTER_TERMS} are accepted"
+        )));
+    }
+    filter.ops.iter().map(|op| step(table, op)).collect()
+}
+
+fn step<'a>(table: &'a ItemTable, op: &'a Op) -> Result<Step<'a>> {
+    Ok(Step::Test(match op {
+        Op::And => return Ok(Step::And),
+        Op::Or => return Ok(Step::Or),
+        Op::Not => return Ok(Step::Not),
+        Op::Constant(yes) => Test::Constant(*yes),
+        Op::Has(attribute) => Test::Column(table.column(attribute)?, Codes::Any),
+        Op::In { attribute, values } => {
+            let column = table.column(attribute)?;
+            let mut wanted: Vec<&[u8]> = values.iter().map(|v| v.as_bytes()).collect();
+            wanted.sort_unstable();
+            codes(column, |value| wanted.binary_search(&value).is_ok())?
+        }
+        Op::Range {
+            attribute,
+            min,
+            max,
+        } => {
+            let is_nan =
+                |b: &Bound<f64>| matches!(b, Bound::Included(x) | Bound::Excluded(x) if x.is_nan());
+            if is_nan(min) || is_nan(max) {
+                return Err(Error::argument(format!(
+                    "a bound of the range of {attribute:?} is NaN"
+                )));
+            }
+            let column = table.column(attribute)?;
+            codes(column, |value| {
+                number(value).is_some_and(|x| (*min, *max).contains(&x))
+            })?
+        }
+        Op::Bitmap(words) => {
+            let expected = table.len().div_ceil(WORD);
+            if words.len() != expected {
+                return Err(Error::Length {
+                    what: "bitmap of available rows (64 rows a value)".into(),
+                    expected,
+                    got: words.len(),
+                });
+            }
+            Test::Bitmap(words)
+        }
+        Op::Rows(rows) => Test::Rows(rows.to_vec()),
+        Op::Items(keys) => {
+            let mut rows = Vec::with_capacity(keys.len());
+            for key in keys.iter() {
+                rows.extend(table.find(key)?);
+            }
+            rows.sort_unstable();
+            Test::Rows(rows)
+        }
+    }))
+}
+
+/// Resolves a test of values to a test of codes; the only time that strings are compared.
+fn codes(column: &Attribute, passes: impl Fn(&[u8]) -> bool) -> Result<Test<'_>> {
+    let mut found = Vec::new();
+    let mut bits = Vec::new();
+    for code in 0..column.values.len() {
+        if passes(column.values.raw(code)?) {
+            found.push(code as u32);
+        }
+        // Past a handful of codes a bitmap is the smaller form and the faster test.
+        if found.len() >= WORD {
+            set(&mut bits, column.values.len(), &found);
+            found.clear();
+        }
+    }
+    Ok(match (found.as_slice(), bits.is_empty()) {
+        ([], true) => Test::Constant(false),
+        ([code], true) => Test::Column(column, Codes::One(*code)),
+        _ => {
+            set(&mut bits, column.values.len(), &found);
+            Test::Column(column, Codes::Many(bits))
+        }
+    })
+}
+
+fn set(bits: &mut Vec<u64>, len: usize, codes: &[u32]) {
+    bits.resize(len.div_ceil(WORD), 0);
+    for &code in codes {
+        bits[code as usize / WORD] |= 1 << (code as usize % WORD);
+    }
+}
+
+fn number(value: &[u8]) -> Option<f64> {
+    let x: f64 = std::str::from_utf8(value).ok()?.parse().ok()?;
+    x.is_finite().then_some(x)
+}
+
+impl Test<'_> {
+    /// One bit per row of `rows`, of which there are at most 64; higher bits are arbitrary.
+    fn word(&self, rows: std::ops::Range<usize>) -> Result<u64> {
+        match self {
+            Test::Constant(yes) => Ok(if *yes { u64::MAX } else { 0 }),
+            Test::Bitmap(words) => Ok(words.get(rows.start / WORD).copied().unwrap_or(0)),
+            Test::Rows(selected) => {
+                let start = selected.partition_point(|&row| (row as usize) < rows.start);
+                let here = selected[start..].iter();
+                let here = here.take_while(|&&row| (row as usize) < rows.end);
+                Ok(here.fold(0, |word, &row| word | 1 << (row as usize % WORD)))
+            }
+            Test::Column(column, codes) => match codes {
+                Codes::Any => column_word(column, rows, |code| code != NO_VALUE),
+                Codes::One(wanted) => column_word(column, rows, |code| code == *wanted),
+                // A code beyond the dictionary, such as `NO_VALUE`, is in no word of it.
+                Codes::Many(bits) => column_word(column, rows, |code| {
+                    let word = bits.get(code as usize / WORD).copied().unwrap_or(0);
+                    word >> (code as usize % WORD) & 1 != 0
+                }),
+            },
+        }
+    }
+}
+
+fn column_word(
+    column: &Attribute,
+    rows: std::ops::Range<usize>,
+    passes: impl Fn(u32) -> bool,
+) -> Result<u64> {
+    let limit = column.values.len() as u32;
+    let mut word = 0u64;
+    if column.lists.is_none()
+        && let Some(codes) = column.codes.get().get(rows.clone())
+    {
+        // No early exit: the loop compiles to vector compares.
+        let mut stray = false;
+        for (bit, &code) in codes.iter().enumerate() {
+            stray |= code >= limit && code != NO_VALUE;
+            word |= u64::from(passes(code)) << bit;
+        }
+        if !stray {
+            return Ok(word);
+        }
+    }
+    word = 0;
+    for (bit, row) in rows.enumerate() {
+        for &code in column.codes(row)? {
+            // A filter that withholds items must not let them through on a damaged file.
+            if code >= limit && code != NO_VALUE {
+                column.value(code, row)?;
+            }
+            word |= u64::from(passes(code)) << bit;
+        }
+    }
+    Ok(word)
+}
+
+#[derive(Debug, Clone, PartialEq)]
+enum Token {
+    End,
+    Open,
+    Close,
+    Comma,
+    /// `=`, `!=`, `<`, `<=`, `>` or `>=`.
+    Compare(&'static str),
+    /// Bare words can be keywords, quoted ones cannot.
+    Word {
+        text: String,
+        quoted: bool,
+    },
+}
+
+/// Recursive descent; the depth is counted, so that the text cannot exhaust the stack.
+struct Parser<'a> {
+    text: &'a str,
+    /// Byte offset behind `next`.
+    at: usize,
+    next: Token,
+    /// Byte offset of `next`.
+    start: usize,
+    terms: usize,
+}
+
+const SYMBOLS: [(&str, &str); 8] = [
+    ("==", "="),
+    ("!=", "!="),
+    ("<>", "!="),
+    ("<=", "<="),
+    (">=", ">="),
+    ("=", "="),
+    ("<", "<"),
+    (">", ">"),
+];
+
+fn is_bare(c: char) -> bool {
+    !c.is_whitespace() && !c.is_control() && !"()<>=!,\"'".contains(c)
+}
+
+impl<'a> Parser<'a> {
+    fn new(text: &'a str) -> Result<Self> {
+        let mut parser = Parser {
+            text,
+            at: 0,
+            next: Token::End,
+            start: 0,
+            terms: 0,
+        };
+        parser.advance()?;
+        Ok(parser)
+    }
+
+    fn error(&self, at: usize, expected: impl Into<String>, found: impl Into<String>) -> Error {
+        Error::FilterSyntax {
+            position: self.text[..at].chars().count() + 1,
+            expected: expected.into(),
+            found: found.into(),
+        }
+    }
+
+    /// An error at the next token.
+    fn expected(&self, what: impl Into<String>) -> Error {
+        let found: String = self.text[self.start..self.at].chars().take(32).collect();
+        let found = match self.next {
+            Token::End => "the end".into(),
+            _ => format!("`{found}`"),
+        };
+        self.error(self.start, what, found)
+    }
+
+    /// Moves on and returns the token passed over.
+    fn advance(&mut self) -> Result<Token> {
+        let rest = self.text[self.at..].trim_start();
+        self.start = self.text.len() - rest.len();
+        let (token, length) = self.token(rest)?;
+        self.at = self.start + length;
+        Ok(std::mem::replace(&mut self.next, token))
+    }
+
+    /// The token at the beginning of `rest` and its length in bytes.
+    fn token(&self, rest: &str) -> Result<(Token, usize)> {
+        let Some(first) = rest.chars().next() else {
+            return Ok((Token::End, 0));
+        };
+        match first {
+            '(' => return Ok((Token::Open, 1)),
+            ')' => return Ok((Token::Close, 1)),
+            ',' => return Ok((Token::Comma, 1)),
+            '"' | '\'' => return self.quoted(rest, first),
+            _ => {}
+        }
+        if let Some((text, meaning)) = SYMBOLS.iter().find(|(text, _)| rest.starts_with(text)) {
+            return Ok((Token::Compare(meaning), text.len()));
+        }
+        let length = rest.find(|c| !is_bare(c)).unwrap_or(rest.len());
+        if length == 0 {
+            let found = format!("`{}`", first.escape_debug());
+            return Err(self.error(self.start, "a word, a quote or an operator", found));
+        }
+        let text = rest[..length].to_string();
+        let quoted = false;
+        Ok((Token::Word { text, quoted }, length))
+    }
+
+    fn quoted(&self, rest: &str, quote: char) -> Result<(Token, usize)> {
+        let mut text = String::new();
+        let mut chars = rest.char_indices().skip(1);
+        while let Some((i, c)) = chars.next() {
+            match c {
+                '\\' => match chars.next() {
+                    Some((_, c @ ('"' | '\'' | '\\'))) => text.push(c),
+                    _ => {
+                        let expected = "a quote or backslash after `\\`";
+                        return Err(self.error(self.start + i, expected, "something else"));
+                    }
+                },
+                c if c == quote => return Ok((Token::Word { text, quoted: true }, i + 1)),
+                c => text.push(c),
+            }
+        }
+        Err(self.error(self.text.len(), format!("a closing `{quote}`"), "the end"))
+    }
+
+    fn is_keyword(&self, word: &str) -> bool {
+        matches!(&self.next, Token::Word { text, quoted: false } if text.eq_ignore_ascii_case(word))
+    }
+
+    /// Passes over `word` if it is next.
+    fn keyword(&mut self, word: &str) -> Result<bool> {
+        let found = self.is_keyword(word);
+        if found {
+            self.advance()?;
+        }
+        Ok(found)
+    }
+
+    fn symbol(&mut self, token: Token, expected: &str) -> Result<()> {
+        if self.next != token {
+            return Err(self.expected(expected));
+        }
+        self.advance()?;
+        Ok(())
+    }
+
+    fn disjunction(&mut self, depth: usize) -> Result<Filter> {
+        let mut parts = vec![self.conjunction(depth)?];
+        while self.keyword("or")? {
+            parts.push(self.conjunction(depth)?);
+        }
+        Ok(Filter::any(parts))
+    }
+
+    fn conjunction(&mut self, depth: usize) -> Result<Filter> {
+        let mut parts = vec![self.factor(depth)?];
+        while self.keyword("and")? {
+            parts.push(self.factor(depth)?);
+        }
+        Ok(Filter::all(parts))
+    }
+
+    fn factor(&mut self, depth: usize) -> Result<Filter> {
+        let nests = self.next == Token::Open || self.is_keyword("not");
+        if nests && depth >= MAX_FILTER_DEPTH {
+            return Err(self.expected(format!("at most {MAX_FILTER_DEPTH} levels of nesting")));
+        }
+        if self.keyword("not")? {
+            return Ok(Filter::not(self.factor(depth + 1)?));
+        }
+        if self.next == Token::Open {
+            self.advance()?;
+            let filter = self.disjunction(depth + 1)?;
+            self.symbol(Token::Close, "`and`, `or` or `)`")?;
+            return Ok(filter);
+        }
+        self.terms += 1;
+        if self.terms > MAX_FILTER_TERMS {
+            return Err(self.expected(format!("at most {MAX_FILTER_TERMS} conditions")));
+        }
+        if self.keyword("has")? {
+            let bracket = self.next == Token::Open;
+            if bracket {
+                self.advance()?;
+            }
+            let attribute = self.word("the name of an attribute")?;
+            if bracket {
+                self.symbol(Token::Close, "`)`")?;
+            }
+            return Ok(Filter::has(&attribute));
+        }
+        self.test()
+    }
+
+    fn test(&mut self) -> Result<Filter> {
+        let attribute = self.word("an attribute, `not`, `has` or `(`")?;
+        if self.keyword("not")? {
+            if !self.keyword("in")? {
+                return Err(self.expected("`in`"));
+            }
+            return Ok(Filter::not_in(&attribute, self.list()?));
+        }
+        if self.keyword("in")? {
+            return Ok(Filter::is_in(&attribute, self.list()?));
+        }
+        let Token::Compare(operator) = self.next else {
+            return Err(self.expected("`in`, `not in` or one of = != < <= > >="));
+        };
+        self.advance()?;
+        Ok(match operator {
+            "=" => Filter::is_in(&attribute, [self.word("a value")?]),
+            "!=" => Filter::not_in(&attribute, [self.word("a value")?]),
+            "<" => Filter::range(&attribute, ..self.number()?),
+            "<=" => Filter::range(&attribute, ..=self.number()?),
+            ">" => Filter::range(
+                &attribute,
+                (Bound::Excluded(self.number()?), Bound::Unbounded),
+            ),
+            _ => Filter::range(&attribute, self.number()?..),
+        })
+    }
+
+    fn list(&mut self) -> Result<Vec<String>> {
+        self.symbol(Token::Open, "`(` before the values")?;
+        let mut values = vec![self.word("a value")?];
+        while self.next == Token::Comma {
+            self.advance()?;
+            values.push(self.word("a value")?);
+        }
+        self.symbol(Token::Close, "`,` or `)`")?;
+        Ok(values)
+    }
+
+    fn word(&mut self, expected: &str) -> Result<String> {
+        let keyword = ["and", "or", "not", "in", "has"];
+        if keyword.iter().any(|k| self.is_keyword(k)) {
+            return Err(self.expected(format!("{expected} (quote it if it is one of these words)")));
+        }
+        match &self.next {
+            Token::Word { .. } => {}
+            _ => return Err(self.expected(expected)),
+        }
+        Ok(match self.advance()? {
+            Token::Word { text, .. } => text,
+            _ => String::new(),
+        })
+    }
+
+    fn number(&mut self) -> Result<f64> {
+        let value = match &self.next {
+            Token::Word { text, .. } => number(text.as_bytes()),
+            _ => None,
+        };
+        let value = value.ok_or_else(|| self.expected("a number"))?;
+        self.advance()?;
+        Ok(value)
+    }
+}
