@@ -25,6 +25,13 @@ pub(crate) struct Args {
     /// Further items to leave out.
     #[arg(long, value_delimiter = ',')]
     exclude: Vec<String>,
+    /// Which items qualify, by the attributes of the bundle, as in
+    /// `category in (tea, coffee) and not brand = "x y" and price <= 20`.
+    #[arg(long, value_name = "EXPR", value_parser = tercet::Filter::parse)]
+    filter: Option<tercet::Filter>,
+    /// How much to avoid items that are alike: 0 ranks by score alone, 1 by difference alone.
+    #[arg(long, value_name = "X", default_value_t = 0.0, value_parser = diversity)]
+    diversity: f32,
     /// Name the items of the history that speak for each recommendation.
     #[arg(long)]
     explain: bool,
@@ -136,13 +143,22 @@ pub(crate) fn run(args: Args) -> Result<()> {
             events.len()
         );
     }
-    let query = Query::top(args.k)
+    let mut query = Query::top(args.k)
         .exclude(args.exclude)
+        .diversity(args.diversity)
         .explain(args.explain);
+    if let Some(filter) = args.filter {
+        query = query.filter(filter);
+    }
     let started = Instant::now();
     let top = session.recommend(&query)?;
     let micros = started.elapsed().as_micros();
     Answer::new(&bundle, top, micros).print(args.json)
+}
+
+fn diversity(text: &str) -> Result<f32, String> {
+    let x = text.parse().ok().filter(|x| (0.0..=1.0).contains(x));
+    x.ok_or_else(|| "expected a number from 0 to 1".into())
 }
 
 /// `id:behavior` if that splits into a known behaviour, unless the whole is an item's id.
