@@ -313,6 +313,7 @@ fn manifest(student: &Student, options: &ExportOptions, dest: &Path) -> Manifest
         opset: OPSET,
         user_tower: Some(format!("{USER_TOWER}.onnx")),
         fusion_tower: Some(format!("{FUSION_TOWER}.onnx")),
+        user_weights: Some(format!("{USER_TOWER}.safetensors")),
     };
     m
 }

@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device, Tensor};
 use serde::Serialize;
-use tercet::{Bundle, Scheme};
+use tercet::{Bundle, EngineKind, Row, Scheme};
 use tercet_models::data::{Dataset, HistoryEvent, Split};
 use tercet_models::eval::{EvalQuery, Scorer};
 use tercet_models::student::{GRAPH, Student};
@@ -96,6 +96,8 @@ pub struct Parity {
     pub table: Distance,
     /// User vectors, from the bundle's tower over the bundle's table.
     pub users: Distance,
+    /// User vectors of the exported graph against those computed straight from the weights.
+    pub engines: Distance,
     /// Vectors of the fusion tower for items as they are, and again as if they were new.
     pub items: Distance,
     /// Mean share of the student's best 20 items among those of the bundle.
@@ -234,11 +236,15 @@ pub fn parity(
     let views: Vec<&[HistoryEvent]> = histories.iter().map(Vec::as_slice).collect();
     let want = to_vec(&reference.user_vectors(&views)?)?;
     let got = scorer.user_vectors(&views)?;
+    let events: Vec<Vec<(Row, i64)>> = views.iter().map(|h| scorer.events(h)).collect();
+    let mut graph = bundle.load_user_tower_with(EngineKind::Tract)?;
+    let graph = graph.encode(table, &events)?;
 
     let (top_overlap, scan_overlap) = overlaps(bundle, scorer, &reference, data, &histories, &got)?;
     Ok(Parity {
         table: Distance::between(&decoded, &vectors, dim),
         users: Distance::between(&got, &want, dim),
+        engines: Distance::between(&graph, &got, dim),
         items: fusion(bundle, student, data)?,
         top_overlap,
         scan_overlap,
@@ -264,6 +270,8 @@ pub fn check(parity: &Parity, table: Scheme, towers: Weights) -> Result<()> {
     Bounds::of(table).check("item vectors in the table", &parity.table)?;
     Bounds::of(towers).check("item vectors of the fusion tower", &parity.items)?;
     Bounds::of(coarser).check("user vectors", &parity.users)?;
+    // The same numbers in another order of summation: rounding alone, whatever the form.
+    Bounds::of(Weights::F32).check("user vectors of the graph", &parity.engines)?;
     let least = if coarser == Weights::F32 {
         MIN_OVERLAP.0
     } else {

@@ -38,8 +38,10 @@ pub struct DistillConfig {
     /// Events looked back on. Absent: the 95th percentile of training histories, 20 to 256.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub window: Option<usize>,
-    /// Adam's learning rate.
+    /// Adam's learning rate in the first epoch.
     pub lr: f64,
+    /// What the learning rate is multiplied with after each epoch.
+    pub lr_decay: f64,
     /// Decoupled weight decay.
     pub weight_decay: f64,
     /// Examples per step; fewer where their scores for all items would exceed 256 MB.
@@ -82,6 +84,7 @@ impl Default for DistillConfig {
             half_lives: None,
             window: None,
             lr: 1e-3,
+            lr_decay: 0.97,
             weight_decay: 1e-4,
             batch: 256,
             cuts: 3,
@@ -466,6 +469,8 @@ impl Learner for Distiller<'_> {
             &mut rng::stream(self.seed, Purpose::Shuffle, &[epoch, 2]),
             &mut order,
         );
+        self.adam
+            .set_lr(self.cfg.lr * self.cfg.lr_decay.powf(epoch as f64));
         let (mut total, mut n) = (0.0, 0usize);
         for (k, batch) in order.chunks(self.batch()).enumerate() {
             let examples: Vec<Example> = batch

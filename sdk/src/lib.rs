@@ -25,7 +25,7 @@ pub use bundle::{
     TensorWriter,
 };
 pub use diversity::MAX_POOL;
-pub use engine::{FusionTower, Input, InputData, Tower, UserTower};
+pub use engine::{EngineKind, FusionTower, Input, InputData, Tower, UserTower};
 pub use error::{Error, Result};
 pub use filter::{Filter, MAX_FILTER_BYTES, MAX_FILTER_DEPTH, MAX_FILTER_TERMS, Selection};
 pub use history::{Event, History, MAX_HISTORY, Recorded};

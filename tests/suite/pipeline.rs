@@ -168,3 +168,50 @@ fn a_damaged_graph_is_an_error() -> Outcome {
     }
     Ok(())
 }
+
+/// Damaged weights with a manifest that vouches for them are errors too, and never a panic.
+#[test]
+fn damaged_weights_are_errors() -> Outcome {
+    let data = tercet_tests::data(20, 60)?;
+    let student = tercet_tests::student(&data)?;
+    let folder = tempfile::tempdir()?;
+    let whole = folder.path().join("whole.tercet");
+    let options = tercet_export::ExportOptions::default();
+    let provenance = tercet_export::Provenance::default();
+    tercet_export::export(&student, &data, &provenance, &options, &whole)?;
+    let good = std::fs::read(whole.join("user_tower.safetensors"))?;
+    let keys: Vec<String> = data.items.keys().map(str::to_string).collect();
+    let vectors = vec![0.5f32; keys.len() * 32];
+    let load = |name: &str, bytes: &[u8]| -> Outcome<bool> {
+        let path = folder.path().join(format!("{name}.tercet"));
+        let mut writer = tercet::BundleWriter::create(&path)?;
+        let scheme = tercet::Scheme::Int8;
+        writer.table(&tercet::ItemTableBuilder::new(32, scheme, &keys, &vectors)?)?;
+        writer.write_file("user_tower.safetensors", bytes)?;
+        let mut manifest = tercet::Manifest::new("cut", 1, 32, tercet_tests::WINDOW);
+        manifest.engine.user_weights = Some("user_tower.safetensors".into());
+        let bundle = writer.finish(manifest)?;
+        Ok(bundle
+            .load_user_tower_with(tercet::EngineKind::Compact)
+            .is_ok())
+    };
+    assert!(load("good", &good)?, "the undamaged weights load");
+    for cut in [0, 7, 200, good.len() / 2, good.len() - 1] {
+        assert!(!load(&format!("cut-{cut}"), &good[..cut])?, "cut at {cut}");
+    }
+    // The header is JSON at a known place; edits of equal length keep every offset valid.
+    let header = String::from_utf8_lossy(&good[8..]).into_owned();
+    for (name, from, to) in [
+        ("renamed", "user.decays", "user.decoys"),
+        ("retyped", "\"F32\"", "\"I32\""),
+        ("widened", "[3", "[9"),
+        ("shifted", "data_offsets\":[0", "data_offsets\":[8"),
+    ] {
+        assert!(header.contains(from), "{name}: the header has no {from}");
+        let at = 8 + header.find(from).unwrap_or(0);
+        let mut bytes = good.clone();
+        bytes[at..at + to.len()].copy_from_slice(to.as_bytes());
+        assert!(!load(name, &bytes)?, "{name}");
+    }
+    Ok(())
+}

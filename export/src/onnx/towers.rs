@@ -250,6 +250,10 @@ pub fn user_tower(student: &Student, form: Weights, metadata: &[(&str, String)])
         })
         .collect();
     let decays = g.floats("user.decays", &[l, heads], &decays);
+    // One step's decay is all that an engine without a graph needs.
+    source
+        .tensors
+        .push(TowerTensor::exact("user.decays", &[heads], shape.decays()));
     let gate = g.op("Mul", "user.gate.decayed", &[&gate, &decays]);
     let last = g.ints("user.axis.last", &[2]);
     let column = g.op("Unsqueeze", "user.mask.column", &[&mask, &last]);

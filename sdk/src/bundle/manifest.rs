@@ -100,6 +100,10 @@ pub struct EngineInfo {
     /// File name of the fusion tower.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fusion_tower: Option<String>,
+    /// File name of the user tower's weights, if it has the student's own shape: the compact
+    /// engine then needs no graph.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user_weights: Option<String>,
 }
 
 /// Length and digest of one file.
@@ -300,9 +304,14 @@ impl Manifest {
         if !self.files.contains_key(ITEMS_FILE) {
             return fail(format!("files: {ITEMS_FILE} is missing"));
         }
-        for tower in [&self.engine.user_tower, &self.engine.fusion_tower]
-            .into_iter()
-            .flatten()
+        let engine = &self.engine;
+        for tower in [
+            &engine.user_tower,
+            &engine.fusion_tower,
+            &engine.user_weights,
+        ]
+        .into_iter()
+        .flatten()
         {
             if !self.files.contains_key(tower) {
                 return fail(format!("engine: {tower:?} is not listed in files"));

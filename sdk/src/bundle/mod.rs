@@ -20,7 +20,7 @@ pub use map::LoadMode;
 pub(crate) use write::replace_file;
 pub use write::{BundleWriter, ItemTableBuilder, TensorSpec, TensorWriter};
 
-use crate::engine::{self, FusionTower, UserTower};
+use crate::engine::{self, EngineKind, FusionTower, UserTower};
 use crate::error::{Error, Result};
 use crate::table::ItemTable;
 
@@ -158,15 +158,42 @@ impl Bundle {
         self.0.table.verify()
     }
 
-    /// Loads the user tower. Each call loads anew; a [`Session`](crate::Session) does it once,
-    /// when it first needs to.
+    /// Loads the user tower with the fastest engine of this build that can run it: the compact
+    /// one if the bundle names the student's weights, else an ONNX engine. Each call loads anew; a
+    /// [`Session`](crate::Session) does it once, when it first needs to.
     ///
     /// # Errors
-    /// [`Error::MissingTower`], [`Error::EngineUnavailable`], [`Error::Engine`].
+    /// [`Error::MissingTower`], [`Error::EngineUnavailable`], [`Error::Engine`], and the tensor
+    /// errors of [`Bundle::open`].
     pub fn load_user_tower(&self) -> Result<UserTower> {
-        let file = self.0.manifest.engine.user_tower.as_deref();
+        let compact = cfg!(feature = "compact") && self.0.manifest.engine.user_weights.is_some();
+        self.load_user_tower_with(if compact {
+            EngineKind::Compact
+        } else {
+            EngineKind::Tract
+        })
+    }
+
+    /// Loads the user tower with a given engine.
+    ///
+    /// # Errors
+    /// As [`Bundle::load_user_tower`]; [`Error::MissingTower`] if the bundle lacks the file which
+    /// that engine reads.
+    pub fn load_user_tower_with(&self, engine: EngineKind) -> Result<UserTower> {
+        let info = &self.0.manifest.engine;
+        let file = match engine {
+            EngineKind::Compact => info.user_weights.as_deref(),
+            EngineKind::Tract => info.user_tower.as_deref(),
+        };
         let file = file.ok_or(Error::MissingTower { tower: "user" })?;
-        let tower = engine::load(&self.0.path.join(file), "user_vector")?;
+        let path = self.0.path.join(file);
+        let tower = match engine {
+            EngineKind::Compact => {
+                let bytes = self.0.manifest.files.get(file).map_or(0, |f| f.bytes);
+                engine::load_compact(&path, bytes, self.0.manifest.dim)?
+            }
+            EngineKind::Tract => engine::load(&path, "user_vector")?,
+        };
         Ok(UserTower::new(tower, self.manifest(), file))
     }
 
@@ -183,7 +210,8 @@ impl Bundle {
 
     /// Whether the manifest names a user tower.
     pub fn has_user_tower(&self) -> bool {
-        self.0.manifest.engine.user_tower.is_some()
+        let info = &self.0.manifest.engine;
+        info.user_tower.is_some() || info.user_weights.is_some()
     }
 }
 

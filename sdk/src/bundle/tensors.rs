@@ -150,6 +150,10 @@ impl TensorFile {
         self.entries.get(name).map(|e| e.dtype)
     }
 
+    pub(crate) fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.entries.get(name).map(|e| e.shape.as_slice())
+    }
+
     /// Takes tensor `name`, which must hold `T` and have `shape` (`None` = any length).
     pub(crate) fn take<T: Element>(
         &mut self,

@@ -1,5 +1,7 @@
 //! Running towers: one trait, one file per engine.
 
+#[cfg(feature = "compact")]
+mod compact;
 #[cfg(feature = "tract")]
 mod tract;
 
@@ -38,6 +40,30 @@ pub trait Tower: Send {
     /// # Errors
     /// [`Error::Engine`] if names, types or shapes do not fit the graph, or the engine fails.
     fn run(&mut self, inputs: &[Input<'_>]) -> Result<Vec<f32>>;
+}
+
+/// What runs a tower.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum EngineKind {
+    /// The student's own shape, straight from its weights (feature `compact`).
+    Compact,
+    /// Any ONNX graph, by tract (feature `tract`).
+    Tract,
+}
+
+/// Loads the weights of a student's user tower.
+#[cfg(feature = "compact")]
+pub(crate) fn load_compact(path: &Path, bytes: u64, dim: usize) -> Result<Box<dyn Tower>> {
+    Ok(Box::new(compact::CompactTower::load(path, bytes, dim)?))
+}
+
+/// This build has no compact engine.
+#[cfg(not(feature = "compact"))]
+pub(crate) fn load_compact(path: &Path, _bytes: u64, _dim: usize) -> Result<Box<dyn Tower>> {
+    Err(Error::EngineUnavailable {
+        file: file_name(path),
+    })
 }
 
 /// Loads an ONNX file with the engine of this build; `output` is the expected output name.

@@ -1,0 +1,300 @@
+//! The user tower computed straight from its weights: no graph, no parser, nothing to optimise.
+//!
+//! It knows one shape, that of the student (see `FORMAT.md`, "User tower weights"), and is what a
+//! phone wants: loading is a matter of reading a few hundred kilobytes.
+//!
+//! Weights are kept as f32, one row per output, so that every layer is a call of the f32 kernel.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use safetensors::Dtype;
+
+use super::{Input, InputData, Tower};
+use crate::bundle::tensors::{Half, TensorFile};
+use crate::bundle::{Content, LoadMode};
+use crate::error::{Error, Result};
+use crate::kernel;
+
+/// Keeps the mean of a head without events at zero; the same number as in training.
+const EPSILON: f32 = 1e-6;
+
+/// `x W + b` with W stored output by output.
+struct Dense {
+    inputs: usize,
+    outputs: usize,
+    /// `[outputs, inputs]`
+    rows: Vec<f32>,
+    /// `[outputs]`; empty for none.
+    bias: Vec<f32>,
+}
+
+impl Dense {
+    /// Reads `<name>.weight` `[inputs, outputs]` (F32, F16, or I8 with one scale per output) and,
+    /// if wanted, `<name>.bias`.
+    fn take(
+        file: &mut TensorFile,
+        name: &str,
+        inputs: Option<usize>,
+        outputs: Option<usize>,
+        with_bias: bool,
+    ) -> Result<Self> {
+        let weight = format!("{name}.weight");
+        let shape = [inputs, outputs];
+        let dims = file.shape(&weight).unwrap_or_default().to_vec();
+        let (values, scales) = match file.dtype(&weight) {
+            Some(Dtype::I8) => {
+                let codes = file.take::<i8>(&weight, &shape)?;
+                let columns = dims.get(1).copied();
+                let scales = file.take::<f32>(&format!("{weight}.scale"), &[columns])?;
+                let values = codes.get().iter().map(|&c| f32::from(c)).collect();
+                (values, Some(scales.get().to_vec()))
+            }
+            Some(Dtype::F16) => {
+                let bits = file.take::<Half>(&weight, &shape)?;
+                let value = |h: &Half| half::f16::from_bits(h.0).to_f32();
+                (bits.get().iter().map(value).collect::<Vec<f32>>(), None)
+            }
+            _ => (file.take::<f32>(&weight, &shape)?.get().to_vec(), None),
+        };
+        // `take` has checked that there are two dimensions and that they hold these values.
+        let (inputs, outputs) = match dims[..] {
+            [i, o] => (i, o),
+            _ => (0, 0),
+        };
+        let mut rows = vec![0.0f32; values.len()];
+        for (i, row) in values.chunks_exact(outputs.max(1)).enumerate() {
+            for (o, &v) in row.iter().enumerate() {
+                rows[o * inputs + i] = match &scales {
+                    Some(s) => v * s[o],
+                    None => v,
+                };
+            }
+        }
+        let bias = if with_bias {
+            let bias = file.take::<f32>(&format!("{name}.bias"), &[Some(outputs)])?;
+            bias.get().to_vec()
+        } else {
+            Vec::new()
+        };
+        Ok(Dense {
+            inputs,
+            outputs,
+            rows,
+            bias,
+        })
+    }
+
+    fn apply(&self, x: &[f32], out: &mut [f32]) {
+        kernel::active().dot_f32(x, &self.rows, out);
+        out.iter_mut().zip(&self.bias).for_each(|(o, b)| *o += b);
+    }
+
+    /// Outputs `range` only.
+    fn apply_part(&self, x: &[f32], range: std::ops::Range<usize>, out: &mut [f32]) {
+        let rows = &self.rows[range.start * self.inputs..range.end * self.inputs];
+        kernel::active().dot_f32(x, rows, out);
+    }
+}
+
+/// The student's user tower.
+pub(super) struct CompactTower {
+    file: String,
+    dim: usize,
+    heads: usize,
+    head_dim: usize,
+    /// `[behaviors, D]`
+    behaviors: Vec<f32>,
+    /// What a head's sums are multiplied with when one more event arrives.
+    decays: Vec<f32>,
+    hidden: Dense,
+    gate: Dense,
+    value: Dense,
+    skip: Dense,
+    mix: Dense,
+    out: Dense,
+}
+
+impl CompactTower {
+    /// Reads the weights in `path`; `dim` is D and `bytes` the length in the manifest.
+    ///
+    /// # Errors
+    /// The tensor errors of `Bundle::open`, if names, types or shapes are not those of the student.
+    pub(super) fn load(path: &Path, bytes: u64, dim: usize) -> Result<Self> {
+        let content = Arc::new(Content::open(path, bytes, LoadMode::Read)?);
+        let mut file = TensorFile::parse(path, content)?;
+        let decays = file.take::<f32>("user.decays", &[None])?.get().to_vec();
+        let heads = decays.len();
+        let behaviors = file.take::<f32>("user.behaviors", &[None, Some(dim)])?;
+        let d = Some(dim);
+        let hidden = Dense::take(&mut file, "user.hidden", d, None, true)?;
+        let gate = Dense::take(&mut file, "user.gate", d, Some(heads), true)?;
+        let value = Dense::take(&mut file, "user.value", Some(hidden.outputs), None, false)?;
+        let summary = Some(value.outputs.saturating_add(1));
+        let skip = Dense::take(&mut file, "user.skip", summary, d, false)?;
+        let mix = Dense::take(&mut file, "user.mix", summary, None, true)?;
+        let out = Dense::take(&mut file, "user.out", Some(mix.outputs), d, true)?;
+        file.finish()?;
+        if heads == 0 || value.outputs == 0 || !value.outputs.is_multiple_of(heads) {
+            return Err(Error::Shape {
+                path: path.to_path_buf(),
+                tensor: "user.value.weight".into(),
+                expected: format!("[{}, a multiple of the {heads} heads]", hidden.outputs),
+                got: vec![value.inputs, value.outputs],
+            });
+        }
+        Ok(CompactTower {
+            file: super::file_name(path),
+            dim,
+            heads,
+            head_dim: value.outputs / heads,
+            behaviors: behaviors.get().to_vec(),
+            decays,
+            hidden,
+            gate,
+            value,
+            skip,
+            mix,
+            out,
+        })
+    }
+
+    fn refuse(&self, reason: impl Into<String>) -> Error {
+        Error::Engine {
+            file: self.file.clone(),
+            reason: reason.into(),
+        }
+    }
+
+    /// One history: events oldest first, positions with mask 0 are skipped but age the rest.
+    fn encode(
+        &self,
+        items: &[f32],
+        behaviors: &[i64],
+        mask: &[f32],
+        scratch: &mut Scratch,
+        user: &mut [f32],
+    ) -> Result<()> {
+        let d = self.dim;
+        let width = self.hidden.outputs;
+        let Scratch {
+            event,
+            hidden,
+            gates,
+            sums,
+            totals,
+            summary,
+            mixed,
+        } = scratch;
+        sums.fill(0.0);
+        totals.fill(0.0);
+        let mut count = 0.0f32;
+        for ((item, &behavior), &real) in items.chunks_exact(d).zip(behaviors).zip(mask) {
+            if count > 0.0 {
+                for (head, &decay) in self.decays.iter().enumerate() {
+                    if decay != 1.0 {
+                        totals[head] *= decay;
+                        let sum = &mut sums[head * width..(head + 1) * width];
+                        sum.iter_mut().for_each(|s| *s *= decay);
+                    }
+                }
+            }
+            if real == 0.0 {
+                continue;
+            }
+            count += real;
+            let kind = usize::try_from(behavior)
+                .ok()
+                .and_then(|b| self.behaviors.get(b.checked_mul(d)?..)?.get(..d))
+                .ok_or_else(|| self.refuse(format!("behavior id {behavior} is not known")))?;
+            event.copy_from_slice(item);
+            event.iter_mut().zip(kind).for_each(|(x, k)| *x += k);
+            self.hidden.apply(event, hidden);
+            hidden.iter_mut().for_each(|x| *x = x.max(0.0));
+            self.gate.apply(event, gates);
+            for (head, gate) in gates.iter().enumerate() {
+                let weight = real / (1.0 + (-gate).exp());
+                totals[head] += weight;
+                let sum = &mut sums[head * width..(head + 1) * width];
+                sum.iter_mut()
+                    .zip(hidden.iter())
+                    .for_each(|(s, h)| *s += weight * h);
+            }
+        }
+        // The value matrix is linear: one product per head after the sums instead of one per event.
+        for head in 0..self.heads {
+            let scale = 1.0 / (totals[head] + EPSILON);
+            let sum = &mut sums[head * width..(head + 1) * width];
+            sum.iter_mut().for_each(|s| *s *= scale);
+            let range = head * self.head_dim..(head + 1) * self.head_dim;
+            self.value
+                .apply_part(sum, range.clone(), &mut summary[range]);
+        }
+        if let Some(last) = summary.last_mut() {
+            *last = (1.0 + count).ln() / 4.0;
+        }
+        self.mix.apply(summary, mixed);
+        mixed.iter_mut().for_each(|x| *x = x.max(0.0));
+        self.out.apply(mixed, user);
+        self.skip.apply(summary, event);
+        user.iter_mut().zip(event.iter()).for_each(|(u, s)| *u += s);
+        Ok(())
+    }
+}
+
+/// Buffers of one run.
+struct Scratch {
+    event: Vec<f32>,
+    hidden: Vec<f32>,
+    gates: Vec<f32>,
+    sums: Vec<f32>,
+    totals: Vec<f32>,
+    summary: Vec<f32>,
+    mixed: Vec<f32>,
+}
+
+impl Tower for CompactTower {
+    fn run(&mut self, inputs: &[Input<'_>]) -> Result<Vec<f32>> {
+        let find = |name: &str| {
+            let found = inputs.iter().find(|i| i.name == name);
+            found.ok_or_else(|| self.refuse(format!("input `{name}` is missing")))
+        };
+        let (items, behaviors, mask) = (find("items")?, find("behaviors")?, find("mask")?);
+        let (InputData::F32(x), InputData::I64(kinds), InputData::F32(real)) =
+            (items.data, behaviors.data, mask.data)
+        else {
+            return Err(self.refuse("items and mask must be f32, behaviors i64"));
+        };
+        let &[batch, window, dim] = items.shape else {
+            return Err(self.refuse("items must be [B, L, D]"));
+        };
+        let events = batch.checked_mul(window);
+        let fits = dim == self.dim
+            && window > 0
+            && events == Some(kinds.len())
+            && events == Some(real.len())
+            && events.and_then(|e| e.checked_mul(dim)) == Some(x.len());
+        if !fits {
+            return Err(self.refuse("shapes of items, behaviors and mask do not fit"));
+        }
+        let mut scratch = Scratch {
+            event: vec![0.0; dim],
+            hidden: vec![0.0; self.hidden.outputs],
+            gates: vec![0.0; self.heads],
+            sums: vec![0.0; self.heads * self.hidden.outputs],
+            totals: vec![0.0; self.heads],
+            summary: vec![0.0; self.value.outputs + 1],
+            mixed: vec![0.0; self.mix.outputs],
+        };
+        let mut out = vec![0.0f32; batch * dim];
+        let rows = out
+            .chunks_exact_mut(dim)
+            .zip(x.chunks_exact(window * dim))
+            .zip(kinds.chunks_exact(window))
+            .zip(real.chunks_exact(window));
+        for (((user, x), kinds), real) in rows {
+            self.encode(x, kinds, real, &mut scratch, user)?;
+        }
+        Ok(out)
+    }
+}
