@@ -91,7 +91,8 @@ impl Filter {
     }
 
     /// Items with a value in column `attribute` that reads as a finite decimal number within
-    /// `range`. A bound that is NaN is refused when the filter is used.
+    /// `range`; nothing matches in a column of other texts. A bound that is NaN is refused when
+    /// the filter is used.
     ///
     /// ```
     /// # use tercet::Filter;
