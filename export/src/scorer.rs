@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 ///
 /// That is the formula by which a session orders its finalists. A session with an int8 table first
 /// picks max(2k, k + 64) finalists with a query of 8 bits; what that first pass loses is not
-/// visible here, [`VerifyReport::scan_overlap`](crate::VerifyReport::scan_overlap) measures it.
+/// visible here, [`Parity::scan_overlap`](crate::Parity::scan_overlap) measures it.
 ///
 /// Items and behaviours are matched by name. An item that the bundle lacks scores −∞, an event of
 /// such an item is not seen, and an unknown behaviour counts as "any".

@@ -15,7 +15,7 @@ use crate::output;
 /// Configuration of a training run.
 #[derive(Args, Clone)]
 pub(crate) struct Training {
-    /// Configuration file (TOML): top-level keys, [train] and [params].
+    /// Configuration file (TOML): top-level keys and the tables `train` and `params`.
     #[arg(long)]
     pub(crate) config: Option<PathBuf>,
     /// Override one value: a hyper-parameter (`reg=1e-4`) or `train.patience=5`. Repeatable.
