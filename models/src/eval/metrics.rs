@@ -34,7 +34,8 @@ pub fn ndcg_at(ranked: &[u32], targets: &[u32], k: usize) -> f64 {
         .filter(|(_, item)| targets.binary_search(item).is_ok())
         .map(|(position, _)| discount(position))
         .sum();
-    gain / ideal
+    // The sum of no terms is -0.0.
+    gain.abs() / ideal
 }
 
 /// 1 if any target is among the first `k`, else 0.
