@@ -308,3 +308,15 @@ impl Error {
         }
     }
 }
+
+/// [`Error::Length`] unless `what` has the expected length.
+pub(crate) fn check_len(what: &str, expected: usize, got: usize) -> Result<()> {
+    if expected == got {
+        return Ok(());
+    }
+    Err(Error::Length {
+        what: what.to_string(),
+        expected,
+        got,
+    })
+}

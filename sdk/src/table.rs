@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::bundle::tensors::{Half, Offsets, PAD_PREFIX, Slice, Strings, TensorFile};
 use crate::bundle::{Content, Manifest};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, check_len};
 use crate::filter::Selection;
 use crate::id::{MAX_NAME_BYTES, Row, is_name};
 use crate::kernel;
@@ -655,17 +655,6 @@ fn check_k(k: usize) -> Result<()> {
         return Err(Error::argument("k is 0, ask for at least one item"));
     }
     Ok(())
-}
-
-fn check_len(what: &str, expected: usize, got: usize) -> Result<()> {
-    if expected == got {
-        return Ok(());
-    }
-    Err(Error::Length {
-        what: what.to_string(),
-        expected,
-        got,
-    })
 }
 
 fn check_finite(name: &str, values: &[f32], per_row: usize) -> Result<()> {

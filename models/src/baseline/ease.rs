@@ -10,11 +10,6 @@
 //! then 4 N² bytes. That is 1 GB and some seconds for 7 000 items; hence
 //! [`EaseConfig::max_items`].
 
-use std::borrow::Cow;
-use std::collections::HashMap;
-use std::io::Write;
-use std::path::Path;
-
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::cholesky::llt::factor;
 use faer::linalg::matmul::triangular::{self, BlockStructure};
@@ -22,7 +17,6 @@ use faer::linalg::triangular_inverse;
 use faer::{Accum, MatMut, MatRef, Par};
 use ndarray::Array2;
 use rayon::prelude::*;
-use safetensors::{Dtype, SafeTensors, View};
 use serde::{Deserialize, Serialize};
 
 use crate::data::{Dataset, FitOn};
@@ -192,55 +186,6 @@ impl Ease {
         items.dedup();
         items
     }
-
-    /// Writes the tensor `weights` `[N, N]` (f32) as safetensors.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Checkpoint`] or [`Error::Io`] if the file cannot be written.
-    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
-        let path = path.as_ref();
-        let n = self.weights.nrows();
-        let values = self
-            .weights
-            .as_slice()
-            .ok_or_else(|| Error::checkpoint(path, "weights are not contiguous"))?;
-        let behavior = self
-            .behavior
-            .map(|b| ("target_behavior".to_owned(), b.to_string()));
-        save_f32(path, "weights", &[n, n], values, behavior)
-    }
-
-    /// Reads what [`save`](Self::save) wrote.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Io`] or [`Error::Checkpoint`] if the file is missing, damaged or of another model.
-    pub fn load(path: impl AsRef<Path>) -> Result<Self> {
-        let path = path.as_ref();
-        let (shape, values, metadata) = load_f32(path, "weights")?;
-        let [rows, columns] = shape[..] else {
-            return Err(Error::checkpoint(path, "`weights` is not a matrix"));
-        };
-        if rows != columns || values.iter().any(|w| !w.is_finite()) {
-            return Err(Error::checkpoint(
-                path,
-                "`weights` is not a finite square matrix",
-            ));
-        }
-        let behavior = match metadata.get("target_behavior") {
-            None => None,
-            Some(text) => Some(
-                text.parse()
-                    .map_err(|_| Error::checkpoint(path, "target_behavior is not 0 to 255"))?,
-            ),
-        };
-        Ok(Self {
-            weights: Array2::from_shape_vec((rows, columns), values)
-                .map_err(|e| Error::checkpoint(path, e.to_string()))?,
-            behavior,
-        })
-    }
 }
 
 impl Scorer for Ease {
@@ -263,78 +208,4 @@ impl Scorer for Ease {
             });
         Ok(())
     }
-}
-
-/// Little-endian bytes of an f32 slice with a shape.
-struct F32View<'a> {
-    shape: &'a [usize],
-    values: &'a [f32],
-}
-
-impl View for F32View<'_> {
-    fn dtype(&self) -> Dtype {
-        Dtype::F32
-    }
-
-    fn shape(&self) -> &[usize] {
-        self.shape
-    }
-
-    fn data(&self) -> Cow<'_, [u8]> {
-        self.values.iter().flat_map(|v| v.to_le_bytes()).collect()
-    }
-
-    fn data_len(&self) -> usize {
-        4 * self.values.len()
-    }
-}
-
-/// Writes one f32 tensor through a sibling temporary file.
-pub(super) fn save_f32(
-    path: &Path,
-    name: &str,
-    shape: &[usize],
-    values: &[f32],
-    metadata: impl IntoIterator<Item = (String, String)>,
-) -> Result<()> {
-    let metadata: HashMap<String, String> = metadata.into_iter().collect();
-    let bytes = safetensors::serialize([(name, F32View { shape, values })], Some(metadata))
-        .map_err(|e| Error::checkpoint(path, e.to_string()))?;
-    let folder = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    let mut file = tempfile::NamedTempFile::new_in(folder).map_err(|e| Error::io(folder, e))?;
-    file.write_all(&bytes).map_err(|e| Error::io(path, e))?;
-    file.persist(path).map_err(|e| Error::io(path, e.error))?;
-    Ok(())
-}
-
-/// Shape, values and metadata of one f32 tensor.
-type Loaded = (Vec<usize>, Vec<f32>, HashMap<String, String>);
-
-/// Reads what [`save_f32`] wrote.
-pub(super) fn load_f32(path: &Path, name: &str) -> Result<Loaded> {
-    let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
-    let bad = |reason: String| Error::checkpoint(path, reason);
-    let tensors = SafeTensors::deserialize(&bytes)
-        .map_err(|e| bad(format!("not a safetensors file ({e})")))?;
-    let (_, metadata) = SafeTensors::read_metadata(&bytes)
-        .map_err(|e| bad(format!("not a safetensors file ({e})")))?;
-    let tensor = tensors
-        .tensor(name)
-        .map_err(|_| bad(format!("no tensor `{name}`; the file is of another model")))?;
-    if tensor.dtype() != Dtype::F32 {
-        return Err(bad(format!("`{name}` is not F32")));
-    }
-    let values = tensor
-        .data()
-        .chunks_exact(4)
-        .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
-        .collect();
-    Ok((
-        tensor.shape().to_vec(),
-        values,
-        metadata.metadata().clone().unwrap_or_default(),
-    ))
 }

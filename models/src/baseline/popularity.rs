@@ -1,9 +1,7 @@
 //! Item popularity: the floor every model must clear.
 
-use std::path::Path;
-
 use crate::data::{Dataset, FitOn};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::eval::{EvalQuery, Scorer};
 
 /// Scores every item by how often it was used, whoever asks.
@@ -29,35 +27,6 @@ impl Popularity {
     /// The score of each item.
     pub fn counts(&self) -> &[f32] {
         &self.counts
-    }
-
-    /// Writes the tensor `counts` `[N]` (f32) as safetensors.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Checkpoint`] or [`Error::Io`] if the file cannot be written.
-    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
-        super::ease::save_f32(
-            path.as_ref(),
-            "counts",
-            &[self.counts.len()],
-            &self.counts,
-            [],
-        )
-    }
-
-    /// Reads what [`save`](Self::save) wrote.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Io`] or [`Error::Checkpoint`] if the file is missing, damaged or of another model.
-    pub fn load(path: impl AsRef<Path>) -> Result<Self> {
-        let path = path.as_ref();
-        let (shape, counts, _) = super::ease::load_f32(path, "counts")?;
-        if shape.len() != 1 || counts.iter().any(|c| !c.is_finite()) {
-            return Err(Error::checkpoint(path, "not a popularity model"));
-        }
-        Ok(Self { counts })
     }
 }
 

@@ -45,7 +45,6 @@ use crate::train::{EpochLosses, Learner, Monitor, factors};
 /// One modality: constant features and their trainable projection.
 #[derive(Debug)]
 struct Modality {
-    name: String,
     /// `[I, d_m]`, zero where missing.
     features: Tensor,
     weight: Tensor,
@@ -178,7 +177,6 @@ impl DiffMm {
                 Some(params.add(format!("project.{name}.bias"), &b)?)
             };
             modalities.push(Modality {
-                name,
                 features: x,
                 weight,
                 bias,
@@ -213,11 +211,6 @@ impl DiffMm {
             modalities,
             denoisers,
         })
-    }
-
-    /// Names of the modalities in order.
-    pub fn modality_names(&self) -> Vec<&str> {
-        self.modalities.iter().map(|m| m.name.as_str()).collect()
     }
 
     fn views(&self, contrastive: bool) -> Result<Views> {

@@ -206,10 +206,10 @@ fn every_variable_gets_a_gradient_in_every_variant() -> Result<()> {
             })?;
             // Random projections: the oracle's identity would leave some entries without effect.
             let dev = Device::Cpu;
-            let features = m
-                .modalities
+            let features = ["image", "text"]
                 .iter()
-                .map(|x| (x.name.clone(), x.name == "image", x.features.clone()))
+                .zip(&m.modalities)
+                .map(|(name, x)| (name.to_string(), *name == "image", x.features.clone()))
                 .collect();
             let cfg = DiffMmConfig {
                 projection,

@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 use super::manifest::{FileInfo, ITEMS_FILE, MANIFEST_FILE, MAX_DIM, Manifest, TableInfo};
 use super::tensors::{ALIGNMENT, MAX_HEADER_BYTES, PAD_PREFIX};
 use super::{Bundle, hex};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, check_len};
 use crate::id::{check_key, is_file_name, is_name};
 use crate::quant::{self, Scheme};
 
@@ -500,17 +500,6 @@ impl<'a> ItemTableBuilder<'a> {
         });
         Ok(())
     }
-}
-
-fn check_len(what: &str, expected: usize, got: usize) -> Result<()> {
-    if expected == got {
-        return Ok(());
-    }
-    Err(Error::Length {
-        what: what.to_string(),
-        expected,
-        got,
-    })
 }
 
 fn write_offsets(

@@ -8,7 +8,7 @@ mod tract;
 use std::path::Path;
 
 use crate::bundle::Manifest;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, check_len};
 use crate::id::Row;
 use crate::table::ItemTable;
 
@@ -294,17 +294,6 @@ fn batch_size(wanted: usize, values_each: usize) -> usize {
         .min(BATCH)
         .min(BATCH_VALUES / values_each.max(1))
         .max(1)
-}
-
-fn check_len(what: &str, expected: usize, got: usize) -> Result<()> {
-    if expected == got {
-        return Ok(());
-    }
-    Err(Error::Length {
-        what: what.to_string(),
-        expected,
-        got,
-    })
 }
 
 fn check_output(file: &str, values: &[f32], expected: usize) -> Result<()> {
