@@ -7,6 +7,7 @@
 //! Items of the history are masked, as they are when recommending.
 
 use candle_core::{Device, Tensor};
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::data::{Dataset, HistoryEvent, Split};
@@ -15,6 +16,7 @@ use crate::eval::{EvalQuery, Scorer};
 use crate::ops;
 use crate::params::{Adam, TensorMap, restore_training, training_state};
 use crate::rng::{self, Purpose, Stream};
+use crate::spectrum::{add_standardized, score_directions};
 use crate::student::{GRAPH, ItemFeatures, ModalitySpec, Student, StudentShape};
 use crate::train::{EpochLosses, Learner, Monitor};
 
@@ -28,8 +30,6 @@ pub struct DistillConfig {
     pub fusion_hidden: usize,
     /// Hidden width of an event in the user tower.
     pub event_hidden: usize,
-    /// Width of the summary of each head.
-    pub head_dim: usize,
     /// Hidden width of the readout.
     pub readout_hidden: usize,
     /// Half-lives of the heads in events, 0 for none. Absent: by whether the data has order.
@@ -38,6 +38,8 @@ pub struct DistillConfig {
     /// Events looked back on. Absent: the 95th percentile of training histories, 20 to 256.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub window: Option<usize>,
+    /// What the learnt `graph` features start from.
+    pub start: GraphStart,
     /// Adam's learning rate in the first epoch.
     pub lr: f64,
     /// What the learning rate is multiplied with after each epoch.
@@ -50,6 +52,9 @@ pub struct DistillConfig {
     pub cuts: usize,
     /// Share of the teacher in the ranking loss, 0 to 1; the rest are the user's own items.
     pub teacher_weight: f64,
+    /// Weight of the mean squared difference between the student's scores and the teacher's
+    /// standardised ones, over all items that are ranked.
+    pub score_weight: f64,
     /// Length K of the teacher's list.
     pub teacher_items: usize,
     /// λ: how slowly the weight falls along the list.
@@ -69,8 +74,24 @@ pub struct DistillConfig {
     pub min_keep: f64,
     /// Share of examples with an empty history.
     pub empty: f64,
+    /// Let teachers that see content name items without a training event. Without, those items
+    /// stay out of the losses.
+    pub cold_targets: bool,
     /// Mask items of the history; false where users return to items.
     pub mask_history: bool,
+}
+
+/// What the learnt `graph` features of the student start from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GraphStart {
+    /// A teacher's item vectors; from the teachers' scores if there are none.
+    #[default]
+    Vectors,
+    /// The leading directions of the teachers' scores ([`score_directions`]).
+    Scores,
+    /// Noise.
+    Random,
 }
 
 impl Default for DistillConfig {
@@ -79,16 +100,17 @@ impl Default for DistillConfig {
             dim: 64,
             fusion_hidden: 128,
             event_hidden: 256,
-            head_dim: 64,
             readout_hidden: 256,
             half_lives: None,
             window: None,
+            start: GraphStart::Vectors,
             lr: 1e-3,
             lr_decay: 0.97,
             weight_decay: 1e-4,
             batch: 256,
             cuts: 3,
             teacher_weight: 0.5,
+            score_weight: 1.0,
             teacher_items: 100,
             rank_decay: 20.0,
             align_weight: 0.1,
@@ -98,6 +120,7 @@ impl Default for DistillConfig {
             dropout: 0.2,
             min_keep: 0.2,
             empty: 0.02,
+            cold_targets: false,
             mask_history: true,
         }
     }
@@ -106,19 +129,33 @@ impl Default for DistillConfig {
 /// What a teacher says about one example: its best items with weights that sum to one.
 pub type SoftTarget = Vec<(u32, f32)>;
 
-/// Rank-weighted top-K lists of a blend of teachers.
+/// What teachers say to a batch of examples.
+pub struct Lessons {
+    /// Rank-weighted best items per example.
+    pub lists: Vec<SoftTarget>,
+    /// `[B, N]`: the mean of the teachers' scores, each example's of mean zero and unit deviation
+    /// over the items that a teacher ranks; 0 where none does.
+    pub scores: Tensor,
+}
+
+/// A blend of teachers: rank-weighted top-K lists and standardised scores.
 pub struct Teachers {
     scorers: Vec<Box<dyn Scorer>>,
     top: usize,
     weights: Vec<f32>,
+    /// Items without a training event, ascending.
+    cold: Vec<u32>,
+    /// Whether a teacher that sees content may name them.
+    cold_targets: bool,
 }
 
 impl Teachers {
-    /// A blend with equal shares.
+    /// A blend with equal shares. `cold` are the items without a training event, ascending.
     ///
     /// # Errors
     /// No teachers, teachers of different catalogues, or K of zero.
-    pub fn new(scorers: Vec<Box<dyn Scorer>>, top: usize, rank_decay: f64) -> Result<Self> {
+    pub fn new(scorers: Vec<Box<dyn Scorer>>, cfg: &DistillConfig, cold: Vec<u32>) -> Result<Self> {
+        let (top, rank_decay) = (cfg.teacher_items, cfg.rank_decay);
         let Some(first) = scorers.first() else {
             return Err(Error::config("distillation needs at least one teacher"));
         };
@@ -137,24 +174,49 @@ impl Teachers {
             scorers,
             top,
             weights,
+            cold,
+            cold_targets: cfg.cold_targets,
         })
     }
 
-    /// Lists for a batch of queries, without the items each query masks.
-    pub fn targets(&self, queries: &[EvalQuery]) -> Result<Vec<SoftTarget>> {
-        use rayon::prelude::*;
-        let mut out: Vec<SoftTarget> = vec![Vec::new(); queries.len()];
+    fn names_cold(&self, scorer: &dyn Scorer) -> bool {
+        self.cold_targets && scorer.ranks_cold_items()
+    }
+
+    /// The items that no teacher can judge, ascending.
+    fn unjudged(&self) -> &[u32] {
+        if self.scorers.iter().any(|s| self.names_cold(&**s)) {
+            &[]
+        } else {
+            &self.cold
+        }
+    }
+
+    /// What the teachers say to a batch of queries, without the items each query masks.
+    pub fn targets(&self, queries: &[EvalQuery]) -> Result<Lessons> {
+        let n = self.scorers.first().map_or(0, |s| s.num_items());
+        let mut lists: Vec<SoftTarget> = vec![Vec::new(); queries.len()];
+        let mut standard = vec![0f32; queries.len() * n];
+        let share = 1.0 / self.scorers.len() as f64;
         for scorer in &self.scorers {
-            let n = scorer.num_items();
+            let blind: &[u32] = if self.names_cold(&**scorer) {
+                &[]
+            } else {
+                &self.cold
+            };
             let mut scores = vec![0f32; queries.len() * n];
             scorer.score(queries, &mut scores)?;
-            out.par_iter_mut()
+            lists
+                .par_iter_mut()
+                .zip(standard.par_chunks_mut(n))
                 .zip(scores.par_chunks_mut(n))
                 .zip(queries)
-                .for_each(|((out, row), q)| {
+                .for_each(|(((list, standard), row), q)| {
                     q.mask
                         .iter()
+                        .chain(blind)
                         .for_each(|&i| row[i as usize] = f32::NEG_INFINITY);
+                    add_standardized(standard, row, share);
                     let order = |&a: &u32, &b: &u32| {
                         row[b as usize].total_cmp(&row[a as usize]).then(a.cmp(&b))
                     };
@@ -166,10 +228,13 @@ impl Teachers {
                     }
                     ids.sort_unstable_by(order);
                     let open = ids.iter().filter(|&&i| row[i as usize].is_finite());
-                    out.extend(open.zip(&self.weights).map(|(&i, &w)| (i, w)));
+                    list.extend(open.zip(&self.weights).map(|(&i, &w)| (i, w)));
                 });
         }
-        Ok(out)
+        Ok(Lessons {
+            lists,
+            scores: Tensor::from_vec(standard, (queries.len(), n), &Device::Cpu)?,
+        })
     }
 }
 
@@ -186,10 +251,46 @@ pub struct Distiller<'a> {
     anchor: Option<Tensor>,
     histories: Vec<Vec<HistoryEvent>>,
     users: Vec<u32>,
-    /// Items without a training event, ascending. They are nobody's target, so leaving them in the
-    /// softmax would only teach the fusion tower to recognise and bury them.
-    cold: Vec<u32>,
 }
+
+/// Mean squared difference of two score matrices `[B, N]` over the items that are not masked.
+fn score_gap(scores: &Tensor, wanted: &Tensor, masked: &[Vec<u32>]) -> Result<Tensor> {
+    let (b, n) = scores.dims2()?;
+    let mut ranked = vec![1f32; b * n];
+    for (row, masked) in ranked.chunks_mut(n).zip(masked) {
+        masked.iter().for_each(|&i| row[i as usize] = 0.0);
+    }
+    let count: f64 = ranked.iter().map(|&x| f64::from(x)).sum();
+    let ranked = Tensor::from_vec(ranked, (b, n), scores.device())?;
+    let gap = ((scores - wanted.to_device(scores.device())?)? * ranked)?;
+    Ok((gap.sqr()?.sum_all()? / count.max(1.0))?)
+}
+
+/// Whole histories of at most [`START_USERS`] users, drawn with the seed.
+fn start_queries(
+    histories: &[Vec<HistoryEvent>],
+    users: &[u32],
+    window: usize,
+    seed: u64,
+) -> Vec<EvalQuery> {
+    let mut drawn = users.to_vec();
+    let mut r = rng::stream(seed, Purpose::Shuffle, &[rng::name_hash("start")]);
+    rng::shuffle(&mut r, &mut drawn);
+    drawn.truncate(START_USERS);
+    let query = |user: u32| {
+        let events = &histories[user as usize];
+        EvalQuery {
+            user,
+            history: events[events.len().saturating_sub(window)..].to_vec(),
+            mask: Vec::new(),
+            targets: Vec::new(),
+        }
+    };
+    drawn.into_iter().map(query).collect()
+}
+
+/// Enough histories to span the directions of a score matrix.
+const START_USERS: usize = 20_000;
 
 /// One training example.
 struct Example {
@@ -217,7 +318,6 @@ impl<'a> Distiller<'a> {
                 "a teacher knows another catalogue than the data set",
             ));
         }
-        let teachers = Teachers::new(scorers, cfg.teacher_items, cfg.rank_decay)?;
         let histories: Vec<Vec<HistoryEvent>> = (0..data.num_users() as u32)
             .map(|u| data.history(u, Split::Valid))
             .collect();
@@ -242,17 +342,32 @@ impl<'a> Distiller<'a> {
                 vec![0.0, 0.0]
             }
         });
-        let usable = item_vectors.filter(|t| t.dims().first() == Some(&n));
-        let (graph, anchor) = match usable {
+        let vectors = item_vectors.filter(|t| t.dims().first() == Some(&n));
+        let start = match (cfg.start, vectors) {
+            (GraphStart::Vectors, Some(t)) => Some(t.to_device(dev)?.detach()),
+            (GraphStart::Random, _) => None,
+            _ if users.len().min(n) < cfg.dim => None,
+            _ => {
+                let queries = start_queries(&histories, &users, window, seed);
+                Some(score_directions(&scorers, &queries, cfg.dim, seed)?.to_device(dev)?)
+            }
+        };
+        let mut warm = vec![false; n];
+        histories
+            .iter()
+            .flatten()
+            .for_each(|e| warm[e.item as usize] = true);
+        let cold = (0..n as u32).filter(|&i| !warm[i as usize]).collect();
+        let teachers = Teachers::new(scorers, &cfg, cold)?;
+        let (graph, anchor) = match start {
             Some(t) => {
-                let t = t.to_device(dev)?.detach();
-                let same = t.dim(1)? == cfg.dim;
-                let anchor = if same {
+                let taught = cfg.start == GraphStart::Vectors && vectors.is_some();
+                let anchor = if taught && t.dim(1)? == cfg.dim {
                     Some(ops::normalize_rows(&t)?.detach())
                 } else {
                     None
                 };
-                // Scaled to unit root-mean-square, so that learning rates mean the same everywhere.
+                // Scaled to one root-mean-square, so that learning rates mean the same everywhere.
                 let rms = t.sqr()?.mean_all()?.to_scalar::<f32>()?.sqrt().max(1e-6);
                 ((t * f64::from(0.3 / rms))?, anchor)
             }
@@ -280,20 +395,13 @@ impl<'a> Distiller<'a> {
             behaviors: data.behaviors.clone(),
             window,
             event_hidden: cfg.event_hidden,
-            head_dim: cfg.head_dim,
             half_lives,
             readout_hidden: cfg.readout_hidden,
         };
-        let mut warm = vec![false; n];
-        histories
-            .iter()
-            .flatten()
-            .for_each(|e| warm[e.item as usize] = true);
-        let cold = (0..n as u32).filter(|&i| !warm[i as usize]).collect();
         let student = Student::new(shape, data, &graph, &warm, seed, dev)?;
         let features = student.features(data)?;
         let adam = Adam::new(&student.params, cfg.lr, cfg.weight_decay)?;
-        Ok(Self {
+        let distiller = Self {
             data,
             cfg,
             seed,
@@ -304,8 +412,38 @@ impl<'a> Distiller<'a> {
             anchor,
             histories,
             users,
-            cold,
-        })
+        };
+        distiller.calibrate()?;
+        Ok(distiller)
+    }
+
+    /// Brings the untrained student's scores to the scale of the teachers' by least squares.
+    /// Finding the scale by gradient steps would first ruin the item vectors it starts from.
+    fn calibrate(&self) -> Result<()> {
+        let users = &self.users[..self.users.len().min(self.batch())];
+        let examples: Vec<Example> = users.iter().map(|&u| self.example(u, 0, 0)).collect();
+        let queries: Vec<EvalQuery> = examples.iter().map(|e| e.query.clone()).collect();
+        let wanted = self.teachers.targets(&queries)?.scores;
+        let items = self
+            .student
+            .item_vectors(&self.features, self.features.present())?;
+        let histories: Vec<&[HistoryEvent]> =
+            queries.iter().map(|q| q.history.as_slice()).collect();
+        let scores = self
+            .student
+            .user
+            .forward(&items, &histories, None)?
+            .matmul(&items.t()?)?;
+        let wanted = wanted.to_device(scores.device())?;
+        let along = (&scores * wanted)?.sum_all()?.to_scalar::<f32>()?;
+        let square = scores.sqr()?.sum_all()?.to_scalar::<f32>()?;
+        let factor = f64::from(along / square);
+        if factor.is_finite() && factor > 0.0 {
+            self.student
+                .user
+                .scale_direct(&self.student.params, factor)?;
+        }
+        Ok(())
     }
 
     /// The shape of the student.
@@ -394,7 +532,7 @@ impl<'a> Distiller<'a> {
             .collect()
     }
 
-    fn loss(&self, batch: &[Example], soft: Vec<SoftTarget>, r: &mut Stream) -> Result<Tensor> {
+    fn loss(&self, batch: &[Example], lessons: Lessons, r: &mut Stream) -> Result<Tensor> {
         let drop = f64::from(rng::unit(r)) < self.cfg.drop_steps;
         let v = if drop {
             self.student
@@ -409,24 +547,32 @@ impl<'a> Distiller<'a> {
         let u = self.student.user.forward(&v, &histories, noise)?;
         let scores = u.matmul(&v.t()?)?;
         let a = self.cfg.teacher_weight as f32;
+        // What no teacher can judge is nobody's target: leaving it in the softmax would only teach
+        // the fusion tower to recognise items without co-behaviour, and to bury them.
+        let unjudged = self.teachers.unjudged();
         let targets = batch
             .iter()
-            .zip(soft)
+            .zip(lessons.lists)
             .map(|(e, soft)| {
                 // Without held-out items the teacher speaks alone.
                 let a = if e.hard.is_empty() { 1.0 } else { a };
                 let hard = e.hard.iter().map(|&(i, w)| (i, (1.0 - a) * w));
                 hard.chain(soft.into_iter().map(|(i, w)| (i, a * w)))
-                    .filter(|t| t.1 > 0.0 && self.cold.binary_search(&t.0).is_err())
+                    .filter(|t| t.1 > 0.0)
                     .collect()
             })
             .collect();
-        // History and cold items do not overlap: a history is made of training events.
-        let masked = batch
+        // They do not overlap with a history, which is made of training events.
+        let masked: Vec<Vec<u32>> = batch
             .iter()
-            .map(|e| e.query.mask.iter().chain(&self.cold).copied().collect())
+            .map(|e| e.query.mask.iter().chain(unjudged).copied().collect())
             .collect();
-        let mut loss = ops::softmax_cross_entropy(&scores, targets, masked)?;
+        let mut loss = scores.zeros_like()?.sum_all()?;
+        if self.cfg.score_weight > 0.0 {
+            let gap = score_gap(&scores, &lessons.scores, &masked)?;
+            loss = (loss + (gap * self.cfg.score_weight)?)?;
+        }
+        loss = (loss + ops::softmax_cross_entropy(&scores, targets, masked)?)?;
         if let (Some(anchor), true) = (&self.anchor, self.cfg.align_weight > 0.0) {
             let cos = (ops::normalize_rows(&v)? * anchor)?.sum(1)?;
             let warm = &self.student.graph_present;
@@ -477,14 +623,10 @@ impl Learner for Distiller<'_> {
                 .iter()
                 .map(|&(u, c)| self.example(u, epoch, c))
                 .collect();
-            let soft = if self.cfg.teacher_weight > 0.0 {
-                let queries: Vec<EvalQuery> = examples.iter().map(|e| e.query.clone()).collect();
-                self.teachers.targets(&queries)?
-            } else {
-                vec![Vec::new(); examples.len()]
-            };
+            let queries: Vec<EvalQuery> = examples.iter().map(|e| e.query.clone()).collect();
+            let lessons = self.teachers.targets(&queries)?;
             let mut r = rng::stream(self.seed, Purpose::Dropout, &[epoch, k as u64, 2]);
-            let loss = self.loss(&examples, soft, &mut r)?;
+            let loss = self.loss(&examples, lessons, &mut r)?;
             self.adam.step(&loss.backward()?)?;
             total += f64::from(loss.to_scalar::<f32>()?);
             n += 1;

@@ -25,8 +25,21 @@ impl Linear {
         seed: u64,
         dev: &Device,
     ) -> Result<Self> {
+        Self::with_gain(params, name, fan_in, fan_out, 1.0, seed, dev)
+    }
+
+    /// As [`Linear::new`], the weights times `gain`: a small one keeps a side branch quiet at first.
+    pub fn with_gain(
+        params: &mut Params,
+        name: &str,
+        fan_in: usize,
+        fan_out: usize,
+        gain: f64,
+        seed: u64,
+        dev: &Device,
+    ) -> Result<Self> {
         let mut r = rng::stream(seed, Purpose::Init, &[rng::name_hash(name)]);
-        let w = rng::xavier_uniform(&mut r, fan_in, fan_out, dev)?;
+        let w = (rng::xavier_uniform(&mut r, fan_in, fan_out, dev)? * gain)?;
         Ok(Self {
             weight: params.add(format!("{name}.weight"), &w)?,
             bias: params.add(

@@ -19,6 +19,7 @@ pub mod params;
 pub mod rng;
 pub mod run;
 mod simd;
+pub mod spectrum;
 pub mod student;
 pub mod train;
 pub mod usage;

@@ -34,6 +34,18 @@ impl Params {
         Ok(tensor)
     }
 
+    /// Gives a variable another value.
+    ///
+    /// # Errors
+    /// An unknown name or another shape.
+    pub fn set(&self, name: &str, value: &Tensor) -> Result<()> {
+        let var = self
+            .vars
+            .get(name)
+            .ok_or_else(|| Error::config(format!("there is no parameter `{name}`")))?;
+        Ok(var.set(&value.detach())?)
+    }
+
     /// Variables in name order.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Var)> {
         self.vars.iter().map(|(n, v)| (n.as_str(), v))

@@ -84,10 +84,7 @@ fn resumed_runs_equal_uninterrupted_ones() -> Result<()> {
         ("lightgcn", &["dim=16", "batch=256"]),
         ("sasrec", &["dim=16", "window=10"]),
         ("diffmm", &["dim=16", "hidden=24", "batch=256"]),
-        (
-            "student",
-            &["dim=16", "event_hidden=16", "head_dim=8", "batch=64"],
-        ),
+        ("student", &["dim=16", "event_hidden=16", "batch=64"]),
     ] {
         let mut spec = RunConfig::new(model)?;
         spec.train.epochs = 4;

@@ -102,7 +102,6 @@ pub fn student(data: &Dataset) -> Outcome<Student> {
         behaviors: data.behaviors.clone(),
         window: WINDOW,
         event_hidden: 64,
-        head_dim: 16,
         half_lives: vec![0.0, 4.0, 0.5],
         readout_hidden: 40,
     };

@@ -36,7 +36,6 @@ fn train(data: &Dataset) -> Outcome<Student> {
         dim: 32,
         fusion_hidden: 48,
         event_hidden: 64,
-        head_dim: 32,
         readout_hidden: 64,
         window: Some(20),
         lr: 3e-3,

@@ -103,8 +103,14 @@ impl GraphBuilder {
         Value(name.to_string())
     }
 
-    /// Parts of `x` of the given `sizes` along axis 1.
-    pub(super) fn split(&mut self, name: &str, x: &Value, sizes: &[usize]) -> Vec<Value> {
+    /// Parts of `x` of the given `sizes` along `axis`.
+    pub(super) fn split(
+        &mut self,
+        name: &str,
+        x: &Value,
+        sizes: &[usize],
+        axis: i64,
+    ) -> Vec<Value> {
         let lengths: Vec<i64> = sizes.iter().map(|&s| s as i64).collect();
         let lengths = self.ints(&format!("{name}.sizes"), &lengths);
         let outputs: Vec<String> = (0..sizes.len()).map(|i| format!("{name}.{i}")).collect();
@@ -112,7 +118,7 @@ impl GraphBuilder {
             "Split",
             name,
             &[x, &lengths],
-            &[Attr::Int("axis", 1)],
+            &[Attr::Int("axis", axis)],
             outputs.clone(),
         );
         outputs.into_iter().map(Value).collect()

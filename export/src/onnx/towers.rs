@@ -169,7 +169,7 @@ pub fn fusion_tower(
     let present = g.input("present", DataType::Float, &[count]);
     let switches = match count {
         1 => vec![present],
-        n => g.split("fusion.present", &present, &vec![1; n]),
+        n => g.split("fusion.present", &present, &vec![1; n], 1),
     };
     let mut sum: Option<Value> = None;
     for ((m, input), switch) in shape.modalities.iter().zip(inputs).zip(&switches) {
@@ -196,7 +196,7 @@ pub fn fusion_tower(
     let bias = source.exact("fusion.bias", 1)?;
     let bias = constant(&mut g, &bias);
     let s = g.op("Add", "fusion.affine", &[&sum, &bias]);
-    let parts = g.split("fusion.parts", &s, &[shape.fusion_hidden, shape.dim]);
+    let parts = g.split("fusion.parts", &s, &[shape.fusion_hidden, shape.dim], 1);
     let hidden = g.op("Relu", "fusion.hidden", &[&parts[0]]);
     let out = source.matrix("fusion.out.weight")?;
     let mixed = matmul(&mut g, &hidden, &out);
@@ -221,7 +221,7 @@ pub fn fusion_tower(
 pub fn user_tower(student: &Student, form: Weights, metadata: &[(&str, String)]) -> Result<Tower> {
     let shape = &student.shape;
     let (l, d, e) = (shape.window, shape.dim, shape.event_hidden);
-    let (heads, hd) = (shape.half_lives.len(), shape.head_dim);
+    let heads = shape.half_lives.len();
     let mut source = Source::new(student, form)?;
     let mut g = GraphBuilder::new("user_tower");
     let items = g.input("items", DataType::Float, &[l, d]);
@@ -239,6 +239,12 @@ pub fn user_tower(student: &Student, form: Weights, metadata: &[(&str, String)])
     let x = g.op("Add", "user.events", &[&items, &kinds]);
     let hidden = linear(&mut g, &mut source, &x, "user.hidden")?;
     let hidden = g.op("Relu", "user.hidden.active", &[&hidden]);
+    let features = g.op_with(
+        "Concat",
+        "user.features",
+        &[&hidden, &x],
+        &[Attr::Int("axis", 2)],
+    );
     let gate = linear(&mut g, &mut source, &x, "user.gate")?;
     let gate = g.op("Sigmoid", "user.gate.open", &[&gate]);
 
@@ -272,29 +278,32 @@ pub fn user_tower(student: &Student, form: Weights, metadata: &[(&str, String)])
     let perm = [Attr::Ints("perm", vec![0, 2, 1])];
     let shares = g.op_with("Transpose", "user.shares.by_head", &[&shares], &perm);
 
-    // [batch, H, E] → [batch, H, 1, E] × [H, E, hd] → [batch, H · hd]
-    let pooled = g.op("MatMul", "user.pooled", &[&shares, &hidden]);
-    let pooled = g.op("Unsqueeze", "user.pooled.rows", &[&pooled, &last]);
+    let pooled = g.op("MatMul", "user.pooled", &[&shares, &features]);
+    let pooled = g.split("user.pooled.parts", &pooled, &[e, d], 2);
+    // [batch, H, 1, E] × [H, E, D] → [batch, H, 1, D] → [batch, H, D]
+    let rows = g.op("Unsqueeze", "user.pooled.rows", &[&pooled[0], &last]);
     let value = source.matrix("user.value.weight")?;
     let by_head = constant(
         &mut g,
         &TowerTensor {
             name: value.name.clone(),
-            shape: vec![heads, e, hd],
+            shape: vec![heads, e, d],
             data: match &value.data {
-                TensorData::F32(v) => TensorData::F32(by_head(v, e, heads, hd)),
-                TensorData::F16(v) => TensorData::F16(by_head(v, e, heads, hd)),
+                TensorData::F32(v) => TensorData::F32(by_head(v, e, heads, d)),
+                TensorData::F16(v) => TensorData::F16(by_head(v, e, heads, d)),
                 TensorData::Int8 { codes, scales } => TensorData::Int8 {
-                    codes: by_head(codes, e, heads, hd),
+                    codes: by_head(codes, e, heads, d),
                     scales: scales.clone(),
                 },
             },
         },
     );
-    let means = g.op("MatMul", "user.means", &[&pooled, &by_head]);
-    let flat = g.ints("user.means.shape", &[0, (heads * hd) as i64]);
-    let means = g.op("Reshape", "user.means.flat", &[&means, &flat]);
-    let means = scaled(&mut g, means, &value);
+    let added = g.op("MatMul", "user.added", &[&rows, &by_head]);
+    let flat = g.ints("user.means.shape", &[0, (heads * d) as i64]);
+    let added = g.op("Reshape", "user.added.flat", &[&added, &flat]);
+    let added = scaled(&mut g, added, &value);
+    let passed = g.op("Reshape", "user.passed.flat", &[&pooled[1], &flat]);
+    let means = g.op("Add", "user.means", &[&passed, &added]);
 
     // ln(1 + n) / 4
     let n = g.op_with("ReduceSum", "user.count", &[&mask, &events_axis], &keep);
@@ -310,8 +319,21 @@ pub fn user_tower(student: &Student, form: Weights, metadata: &[(&str, String)])
         &[Attr::Int("axis", 1)],
     );
 
+    // Σ_h a_h ⊙ m_h
+    let direct = source.exact("user.direct", 2)?;
+    let direct = constant(&mut g, &direct);
+    let by_head = g.ints("user.means.by_head.shape", &[0, heads as i64, d as i64]);
+    let by_head = g.op("Reshape", "user.means.by_head", &[&means, &by_head]);
+    let direct = g.op("Mul", "user.direct.heads", &[&by_head, &direct]);
+    let direct = g.op_with(
+        "ReduceSum",
+        "user.direct.sum",
+        &[&direct, &events_axis],
+        &[Attr::Int("keepdims", 0)],
+    );
     let skip = source.matrix("user.skip.weight")?;
-    let direct = matmul(&mut g, &r, &skip);
+    let skip = matmul(&mut g, &r, &skip);
+    let direct = g.op("Add", "user.direct.affine", &[&direct, &skip]);
     let mixed = linear(&mut g, &mut source, &r, "user.mix")?;
     let mixed = g.op("Relu", "user.mix.active", &[&mixed]);
     let mixed = linear(&mut g, &mut source, &mixed, "user.out")?;

@@ -81,6 +81,10 @@ impl ItemFeatures {
     }
 }
 
+/// Gain of untrained weights beside the learnt features: content starts with a small say and earns
+/// more.
+const QUIET: f64 = 0.02;
+
 impl FusionTower {
     pub(super) fn new(
         shape: &StudentShape,
@@ -95,12 +99,11 @@ impl FusionTower {
             let name = format!("fusion.{}", m.name);
             let mut r = rng::stream(seed, Purpose::Init, &[rng::name_hash(&name)]);
             let hidden = rng::xavier_uniform(&mut r, m.dim, h, dev)?;
-            // The learnt features start as the item vector itself where the widths agree; content
-            // starts with a small say and earns more.
+            // The learnt features start as the item vector itself where the widths agree.
             let direct = if m.name == GRAPH && m.dim == d {
                 Tensor::eye(d, candle_core::DType::F32, dev)?
             } else {
-                (rng::xavier_uniform(&mut r, m.dim, d, dev)? * 0.3)?
+                (rng::xavier_uniform(&mut r, m.dim, d, dev)? * QUIET)?
             };
             let w = Tensor::cat(&[&hidden, &direct], 1)?;
             modality.push((
@@ -109,7 +112,7 @@ impl FusionTower {
             ));
         }
         let mut r = rng::stream(seed, Purpose::Init, &[rng::name_hash("fusion.out")]);
-        let out = (rng::xavier_uniform(&mut r, h, d, dev)? * 0.3)?;
+        let out = (rng::xavier_uniform(&mut r, h, d, dev)? * QUIET)?;
         Ok(Self {
             hidden: h,
             modality,

@@ -47,8 +47,6 @@ pub struct StudentShape {
     pub window: usize,
     /// Hidden width of an event.
     pub event_hidden: usize,
-    /// Width of the summary each head keeps.
-    pub head_dim: usize,
     /// Half-life of each head in events; 0 stands for no decay. Data without order has no decay.
     pub half_lives: Vec<f64>,
     /// Hidden width of the readout.
@@ -73,7 +71,6 @@ impl StudentShape {
             ("behaviors", self.behaviors.len()),
             ("window", self.window),
             ("event_hidden", self.event_hidden),
-            ("head_dim", self.head_dim),
             ("half_lives", self.half_lives.len()),
             ("readout_hidden", self.readout_hidden),
         ];
@@ -330,6 +327,10 @@ impl Scorer for StudentScorer {
             queries.iter().map(|q| q.history.as_slice()).collect();
         let u = self.user_vectors(&histories)?;
         copy_scores(&u.matmul(&self.items_t)?, out)
+    }
+
+    fn ranks_cold_items(&self) -> bool {
+        true
     }
 }
 

@@ -45,7 +45,6 @@ fn student(half_lives: Vec<f64>) -> Result<Student> {
         behaviors: data.behaviors.clone(),
         window: 10,
         event_hidden: 12,
-        head_dim: 6,
         half_lives,
         readout_hidden: 10,
     };

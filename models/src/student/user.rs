@@ -14,24 +14,29 @@ use crate::rng::{self, Purpose, Stream};
 
 /// A gated, decayed mean per head over all events, read out by a small network:
 ///
-/// `x_j = v_{i_j} + e_{b_j}`, `f_j = relu(x_j W₁ + b₁) W₂`, `g_j = σ(x_j W_g + b_g)`,
-/// `S_h = Σ_j γ_h^{age_j} g_jh f_jh`, `z_h = Σ_j γ_h^{age_j} g_jh`,
-/// `r = [S_1/(z_1+ε) … S_H/(z_H+ε), ln(1+n)/4]`,
-/// `u = b + r W_s + relu(r W_a + b_a) W_b`,
+/// `x_j = v_{i_j} + e_{b_j}`, `f_j = x_j + relu(x_j W₁ + b₁) W₂ₕ`, `g_j = σ(x_j W_g + b_g)`,
+/// `S_h = Σ_j γ_h^{age_j} g_jh f_jh`, `z_h = Σ_j γ_h^{age_j} g_jh`, `m_h = S_h/(z_h+ε)`,
+/// `r = [m_1 … m_H, ln(1+n)/4]`,
+/// `u = Σ_h a_h ⊙ m_h + r W_s + relu(r W_a + b_a) W_b + b`,
 ///
 /// where `age_j` counts the events after j. One more event multiplies every `S_h` and `z_h` by
 /// `γ_h` and adds one term: the cost does not depend on the history's length, and the result is
 /// that of the full pass. With no events `r` is zero, so `b` (with the readout's biases) is the
 /// learnt prior.
+///
+/// The item vectors pass straight through, so that an untrained tower gives the mean of the
+/// history: a good recommender as soon as the vectors are, and where item-to-item neighbourhoods
+/// end, training begins. That path has no matrix and hence loses nothing to rounding.
 #[derive(Debug)]
 pub struct UserTower {
     heads: usize,
-    head_dim: usize,
+    dim: usize,
     decays: Vec<f32>,
     behaviors: Tensor,
     hidden: Linear,
     value: Tensor,
     gate: Linear,
+    direct: Tensor,
     skip: Tensor,
     mix: Linear,
     out: Linear,
@@ -41,6 +46,8 @@ pub struct UserTower {
 /// Keeps the mean of an empty head at zero; far below any gate's value otherwise.
 pub(super) const EPSILON: f64 = 1e-6;
 
+/// Gain of untrained weights beside the direct path.
+const QUIET: f64 = 0.01;
 impl UserTower {
     pub(super) fn new(
         shape: &StudentShape,
@@ -48,33 +55,45 @@ impl UserTower {
         seed: u64,
         dev: &Device,
     ) -> Result<Self> {
-        let (d, heads, hd) = (shape.dim, shape.half_lives.len(), shape.head_dim);
-        let xavier = |params: &mut Params, name: &str, a: usize, b: usize, scale: f64| {
-            let mut r = rng::stream(seed, Purpose::Init, &[rng::name_hash(name)]);
-            params.add(name, &(rng::xavier_uniform(&mut r, a, b, dev)? * scale)?)
-        };
-        let width = heads * hd + 1;
+        let (d, e, heads) = (shape.dim, shape.event_hidden, shape.half_lives.len());
+        let width = heads * d + 1;
         let mut r = rng::stream(seed, Purpose::Init, &[rng::name_hash("user.behaviors")]);
         let table = rng::normal(&mut r, (shape.behaviors.len(), d), 0.02, dev)?;
+        let mut quiet = |name: &str, a: usize, b: usize| {
+            let mut r = rng::stream(seed, Purpose::Init, &[rng::name_hash(name)]);
+            params.add(name, &(rng::xavier_uniform(&mut r, a, b, dev)? * QUIET)?)
+        };
+        let value = quiet("user.value.weight", e, heads * d)?;
+        let skip = quiet("user.skip.weight", width, d)?;
+        let direct = Tensor::full(1.0 / heads as f32, (heads, d), dev)?;
+        let direct = params.add("user.direct", &direct)?;
         Ok(Self {
             heads,
-            head_dim: hd,
+            dim: d,
             decays: shape.decays(),
             behaviors: params.add("user.behaviors", &table)?,
-            hidden: Linear::new(params, "user.hidden", d, shape.event_hidden, seed, dev)?,
-            value: xavier(
-                params,
-                "user.value.weight",
-                shape.event_hidden,
-                heads * hd,
-                1.0,
-            )?,
-            gate: Linear::new(params, "user.gate", d, heads, seed, dev)?,
-            skip: xavier(params, "user.skip.weight", width, d, 1.0)?,
+            hidden: Linear::new(params, "user.hidden", d, e, seed, dev)?,
+            value,
+            gate: Linear::with_gain(params, "user.gate", d, heads, QUIET, seed, dev)?,
+            direct,
+            skip,
             mix: Linear::new(params, "user.mix", width, shape.readout_hidden, seed, dev)?,
-            out: Linear::new(params, "user.out", shape.readout_hidden, d, seed, dev)?,
+            out: Linear::with_gain(
+                params,
+                "user.out",
+                shape.readout_hidden,
+                d,
+                QUIET,
+                seed,
+                dev,
+            )?,
             dev: dev.clone(),
         })
+    }
+
+    /// Multiplies the direct path: the scale of an untrained tower.
+    pub(crate) fn scale_direct(&self, params: &Params, factor: f64) -> Result<()> {
+        params.set("user.direct", &(&self.direct * factor)?)
     }
 
     /// The same tower without gradients.
@@ -87,12 +106,13 @@ impl UserTower {
         };
         Ok(Self {
             heads: self.heads,
-            head_dim: self.head_dim,
+            dim: self.dim,
             decays: self.decays.clone(),
             behaviors: self.behaviors.copy()?.detach(),
             hidden: linear(&self.hidden)?,
             value: self.value.copy()?.detach(),
             gate: linear(&self.gate)?,
+            direct: self.direct.copy()?.detach(),
             skip: self.skip.copy()?.detach(),
             mix: linear(&self.mix)?,
             out: linear(&self.out)?,
@@ -128,7 +148,7 @@ impl UserTower {
             .map(|h| (1.0 + h.len() as f32).ln() / 4.0)
             .collect();
         let counts = Tensor::from_vec(counts, (b, 1), &self.dev)?;
-        let width = self.heads * self.head_dim;
+        let width = self.heads * self.dim;
         if pairs.is_empty() {
             let zero = Tensor::zeros((b, width), candle_core::DType::F32, &self.dev)?;
             return self.read_out(&Tensor::cat(&[&zero, &counts], 1)?);
@@ -147,7 +167,8 @@ impl UserTower {
         let g = candle_nn::ops::sigmoid(&self.gate.forward(&x)?)?;
         let n = pairs.len();
         let weighted = f
-            .reshape((n, self.heads, self.head_dim))?
+            .reshape((n, self.heads, self.dim))?
+            .broadcast_add(&x.unsqueeze(1)?)?
             .broadcast_mul(&g.unsqueeze(2)?)?
             .reshape((n, width))?;
         // Heads of equal decay share one sparse product.
@@ -167,15 +188,15 @@ impl UserTower {
             let pool = Propagation::new(SparseMatrix::from_entries(b, n, &entries)?);
             let mut columns = Vec::with_capacity(same.len() * 2);
             for &h in &same {
-                columns.push(weighted.narrow(1, h * self.head_dim, self.head_dim)?);
+                columns.push(weighted.narrow(1, h * self.dim, self.dim)?);
             }
             for &h in &same {
                 columns.push(g.narrow(1, h, 1)?);
             }
             let pooled = pool.apply(&Tensor::cat(&columns, 1)?)?;
             for (k, &h) in same.iter().enumerate() {
-                let s = pooled.narrow(1, k * self.head_dim, self.head_dim)?;
-                let z = pooled.narrow(1, same.len() * self.head_dim + k, 1)?;
+                let s = pooled.narrow(1, k * self.dim, self.dim)?;
+                let z = pooled.narrow(1, same.len() * self.dim + k, 1)?;
                 means[h] = Some(s.broadcast_div(&(z + EPSILON)?)?);
             }
         }
@@ -185,8 +206,12 @@ impl UserTower {
     }
 
     fn read_out(&self, r: &Tensor) -> Result<Tensor> {
-        let direct = r.matmul(&self.skip)?;
+        let means = r.narrow(1, 0, self.heads * self.dim)?;
+        let direct = means
+            .reshape((r.dim(0)?, self.heads, self.dim))?
+            .broadcast_mul(&self.direct)?
+            .sum(1)?;
         let mixed = self.out.forward(&self.mix.forward(r)?.relu()?)?;
-        Ok((direct + mixed)?)
+        Ok(((direct + r.matmul(&self.skip)?)? + mixed)?)
     }
 }

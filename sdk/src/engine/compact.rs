@@ -102,7 +102,6 @@ pub(super) struct CompactTower {
     file: String,
     dim: usize,
     heads: usize,
-    head_dim: usize,
     /// `[behaviors, D]`
     behaviors: Vec<f32>,
     /// What a head's sums are multiplied with when one more event arrives.
@@ -110,6 +109,8 @@ pub(super) struct CompactTower {
     hidden: Dense,
     gate: Dense,
     value: Dense,
+    /// `[heads, D]`
+    direct: Vec<f32>,
     skip: Dense,
     mix: Dense,
     out: Dense,
@@ -129,30 +130,33 @@ impl CompactTower {
         let d = Some(dim);
         let hidden = Dense::take(&mut file, "user.hidden", d, None, true)?;
         let gate = Dense::take(&mut file, "user.gate", d, Some(heads), true)?;
-        let value = Dense::take(&mut file, "user.value", Some(hidden.outputs), None, false)?;
+        let width = hidden.outputs;
+        let means = heads.checked_mul(dim);
+        let value = Dense::take(&mut file, "user.value", Some(width), means, false)?;
+        let direct = file.take::<f32>("user.direct", &[Some(heads), d])?;
         let summary = Some(value.outputs.saturating_add(1));
         let skip = Dense::take(&mut file, "user.skip", summary, d, false)?;
         let mix = Dense::take(&mut file, "user.mix", summary, None, true)?;
         let out = Dense::take(&mut file, "user.out", Some(mix.outputs), d, true)?;
         file.finish()?;
-        if heads == 0 || value.outputs == 0 || !value.outputs.is_multiple_of(heads) {
+        if heads == 0 {
             return Err(Error::Shape {
                 path: path.to_path_buf(),
-                tensor: "user.value.weight".into(),
-                expected: format!("[{}, a multiple of the {heads} heads]", hidden.outputs),
-                got: vec![value.inputs, value.outputs],
+                tensor: "user.decays".into(),
+                expected: "[one or more]".into(),
+                got: vec![0],
             });
         }
         Ok(CompactTower {
             file: super::file_name(path),
             dim,
             heads,
-            head_dim: value.outputs / heads,
             behaviors: behaviors.get().to_vec(),
             decays,
             hidden,
             gate,
             value,
+            direct: direct.get().to_vec(),
             skip,
             mix,
             out,
@@ -176,10 +180,10 @@ impl CompactTower {
         user: &mut [f32],
     ) -> Result<()> {
         let d = self.dim;
-        let width = self.hidden.outputs;
+        let width = self.hidden.outputs + d;
         let Scratch {
             event,
-            hidden,
+            features,
             gates,
             sums,
             totals,
@@ -209,35 +213,45 @@ impl CompactTower {
                 .ok_or_else(|| self.refuse(format!("behavior id {behavior} is not known")))?;
             event.copy_from_slice(item);
             event.iter_mut().zip(kind).for_each(|(x, k)| *x += k);
+            let (hidden, direct) = features.split_at_mut(self.hidden.outputs);
             self.hidden.apply(event, hidden);
             hidden.iter_mut().for_each(|x| *x = x.max(0.0));
+            direct.copy_from_slice(event);
             self.gate.apply(event, gates);
             for (head, gate) in gates.iter().enumerate() {
                 let weight = real / (1.0 + (-gate).exp());
                 totals[head] += weight;
                 let sum = &mut sums[head * width..(head + 1) * width];
                 sum.iter_mut()
-                    .zip(hidden.iter())
-                    .for_each(|(s, h)| *s += weight * h);
+                    .zip(features.iter())
+                    .for_each(|(s, f)| *s += weight * f);
             }
         }
         // The value matrix is linear: one product per head after the sums instead of one per event.
+        user.fill(0.0);
         for head in 0..self.heads {
             let scale = 1.0 / (totals[head] + EPSILON);
             let sum = &mut sums[head * width..(head + 1) * width];
             sum.iter_mut().for_each(|s| *s *= scale);
-            let range = head * self.head_dim..(head + 1) * self.head_dim;
-            self.value
-                .apply_part(sum, range.clone(), &mut summary[range]);
+            let (added, passed) = sum.split_at(self.hidden.outputs);
+            let range = head * d..(head + 1) * d;
+            let mean = &mut summary[range.clone()];
+            self.value.apply_part(added, range.clone(), mean);
+            let direct = self.direct[range].iter().zip(user.iter_mut());
+            for ((m, p), (a, u)) in mean.iter_mut().zip(passed).zip(direct) {
+                *m += p;
+                *u += a * *m;
+            }
         }
         if let Some(last) = summary.last_mut() {
             *last = (1.0 + count).ln() / 4.0;
         }
         self.mix.apply(summary, mixed);
         mixed.iter_mut().for_each(|x| *x = x.max(0.0));
-        self.out.apply(mixed, user);
-        self.skip.apply(summary, event);
-        user.iter_mut().zip(event.iter()).for_each(|(u, s)| *u += s);
+        for layer in [(&self.out, &*mixed), (&self.skip, &*summary)] {
+            layer.0.apply(layer.1, event);
+            user.iter_mut().zip(event.iter()).for_each(|(u, x)| *u += x);
+        }
         Ok(())
     }
 }
@@ -245,7 +259,7 @@ impl CompactTower {
 /// Buffers of one run.
 struct Scratch {
     event: Vec<f32>,
-    hidden: Vec<f32>,
+    features: Vec<f32>,
     gates: Vec<f32>,
     sums: Vec<f32>,
     totals: Vec<f32>,
@@ -277,11 +291,12 @@ impl Tower for CompactTower {
         if !fits {
             return Err(self.refuse("shapes of items, behaviors and mask do not fit"));
         }
+        let width = self.hidden.outputs + dim;
         let mut scratch = Scratch {
             event: vec![0.0; dim],
-            hidden: vec![0.0; self.hidden.outputs],
+            features: vec![0.0; width],
             gates: vec![0.0; self.heads],
-            sums: vec![0.0; self.heads * self.hidden.outputs],
+            sums: vec![0.0; self.heads * width],
             totals: vec![0.0; self.heads],
             summary: vec![0.0; self.value.outputs + 1],
             mixed: vec![0.0; self.mix.outputs],
