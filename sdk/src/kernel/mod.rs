@@ -1,10 +1,14 @@
-//! Inner products of one query with many rows: the only hot loops of the crate.
+//! Inner products of queries with many rows: the only hot loops of the crate.
 //!
-//! | kernel | CPU | int8 | f32 | f16 |
-//! |---|---|---|---|---|
-//! | `scalar` | any | i32 loop, the oracle | f32 loop, the oracle | widen, then f32 loop |
-//! | `avx2` | x86-64 with AVX2, FMA and F16C | sign + `maddubs`, 8 rows a step, prefetch | FMA, 2 × 8 lanes | `cvtph`, FMA |
-//! | `neon` | aarch64 | `vmull_s8` + `vpadalq_s16` | FMA, 2 × 4 lanes | widen, then FMA |
+//! | kernel | CPU | int8 | 4 bits | many queries | f32 | f16 |
+//! |---|---|---|---|---|---|---|
+//! | `scalar` | any | i32 loop, the oracle | likewise | likewise | f32 loop, the oracle | widen, then f32 loop |
+//! | `avx2` | x86-64 with AVX2, FMA and F16C | sign + `maddubs`, 8 rows a step, prefetch | mask, shift, `maddubs` | outer products of 16 rows × 3 queries, `maddubs` | FMA, 2 × 8 lanes | `cvtph`, FMA |
+//! | `avx-vnni` | and AVX-VNNI | `vpdpbusd` on rows plus 128 | `vpdpbusd` | outer products, `vpdpbusd` | as `avx2` | as `avx2` |
+//! | `avx512-vnni` | and AVX512-VNNI with VL | as `avx-vnni`: in 256 bits the memory is the limit already | likewise | likewise | as `avx2` | as `avx2` |
+//! | `neon` | aarch64 | `vmull_s8` + `vpadalq_s16` | mask, shift, `vmull_s8` | one by one | FMA, 2 × 4 lanes | widen, then FMA |
+//! | `neon-dotprod` | and FEAT_DotProd | `sdot` | `sdot` | 4 rows a time, `sdot` | as `neon` | as `neon` |
+//! | `neon-i8mm` | and FEAT_I8MM | as `neon-dotprod` | likewise | 2 rows × 2 queries, `smmla` | as `neon` | as `neon` |
 //!
 //! One table of function pointers is chosen on first use. The environment variable
 //! `TERCET_KERNEL` forces one by name; [`check`] reports a name that this machine cannot run,
@@ -29,6 +33,11 @@ mod x86_64;
 type DotI8 = unsafe fn(query: &[i8], rows: &[i8], out: &mut [i32]);
 type DotF32 = unsafe fn(query: &[f32], rows: &[f32], out: &mut [f32]);
 type DotF16 = unsafe fn(query: &[f32], rows: &[u16], out: &mut [f32]);
+type DotI4 = unsafe fn(query: &[i8], rows: &[u8], factors: &[u8], out: &mut [i32]);
+type DotU4 = unsafe fn(query: &[i8], rows: &[u8], out: &mut [i32]);
+type ManyI8 = unsafe fn(queries: &[i8], dim: usize, rows: &[i8], out: &mut [i32]);
+/// Bit i tells whether `scores[i]`, of at most 64, is above the threshold.
+type Above = unsafe fn(scores: &[f32], threshold: f32) -> u64;
 
 /// A set of inner-product functions for one kind of CPU.
 ///
@@ -39,6 +48,32 @@ pub struct Kernel {
     dot_i8: DotI8,
     dot_f32: DotF32,
     dot_f16: DotF16,
+    dot_u4: DotU4,
+    dot_i4: DotI4,
+    many_i8: ManyI8,
+    above: Above,
+}
+
+/// Values that are packed together: byte j of a block's bytes holds value j in its low half
+/// and value j + `half` in its high half.
+pub(crate) struct Packed {
+    /// First value of the block; its bytes begin at half of that.
+    pub(crate) first: usize,
+    /// Bytes, and half the number of values: 32, less in the last block.
+    pub(crate) half: usize,
+}
+
+/// The blocks of a row of `dim` values, an even number, in 4 bits each: 64 values a block.
+pub(crate) fn packed(dim: usize) -> impl Iterator<Item = Packed> {
+    (0..dim).step_by(64).map(move |first| Packed {
+        first,
+        half: (dim - first).min(64) / 2,
+    })
+}
+
+/// Groups of a row of `dim` values in 4 bits: the halves of its blocks.
+pub(crate) fn groups(dim: usize) -> usize {
+    2 * dim.div_ceil(64)
 }
 
 impl std::fmt::Debug for Kernel {
@@ -48,7 +83,7 @@ impl std::fmt::Debug for Kernel {
 }
 
 impl Kernel {
-    /// `scalar`, `avx2` or `neon`.
+    /// The first column of the table above.
     pub fn name(&self) -> &'static str {
         self.name
     }
@@ -92,6 +127,67 @@ impl Kernel {
         // SAFETY: as in `dot_i8`.
         unsafe { (self.dot_f16)(query, rows, out) }
     }
+
+    /// Inner products with rows of unsigned 4-bit codes.
+    ///
+    /// # Shapes
+    /// `query` `[D]` within ±127, D even; `rows` `[R, D / 2]`, packed in blocks of 64 values
+    /// whose low halves come first; `out` `[R]`.
+    ///
+    /// # Panics
+    /// If the shapes disagree or D exceeds 65536.
+    pub fn dot_u4(&self, query: &[i8], rows: &[u8], out: &mut [i32]) {
+        check_packed(query.len(), rows.len(), out.len());
+        // SAFETY: as in `dot_i8`.
+        unsafe { (self.dot_u4)(query, rows, out) }
+    }
+
+    /// Inner products with rows of 4-bit codes stored plus 8, each group of them times its
+    /// factor.
+    ///
+    /// # Shapes
+    /// As [`Kernel::dot_u4`], D up to 1024; `factors` `[R, G]`, with a group for the low and
+    /// one for the high halves of each block.
+    ///
+    /// # Panics
+    /// If the shapes disagree or D exceeds 1024.
+    pub fn dot_i4(&self, query: &[i8], rows: &[u8], factors: &[u8], out: &mut [i32]) {
+        check_packed(query.len(), rows.len(), out.len());
+        assert!(query.len() <= 1024, "{} values in a row", query.len());
+        let wanted = groups(query.len()).checked_mul(out.len());
+        assert_eq!(wanted, Some(factors.len()), "rows × groups");
+        // SAFETY: as in `dot_i8`.
+        unsafe { (self.dot_i4)(query, rows, factors, out) }
+    }
+
+    /// Inner products of many queries with many rows.
+    ///
+    /// # Shapes
+    /// `queries` `[B, D]` within ±63, `rows` `[R, D]` within ±127, `out` `[B, R]`.
+    ///
+    /// # Panics
+    /// If the shapes disagree, D is 0 or D exceeds 65536.
+    pub fn many_i8(&self, queries: &[i8], dim: usize, rows: &[i8], out: &mut [i32]) {
+        assert!(dim > 0 && dim <= 1 << 16, "{dim} values in a row");
+        assert!(queries.len().is_multiple_of(dim) && rows.len().is_multiple_of(dim));
+        let scores = (queries.len() / dim).checked_mul(rows.len() / dim);
+        assert_eq!(scores, Some(out.len()), "queries × rows");
+        if out.is_empty() {
+            return;
+        }
+        // SAFETY: as in `dot_i8`.
+        unsafe { (self.many_i8)(queries, dim, rows, out) }
+    }
+
+    /// Bit i is set if `scores[i]` > `threshold`; a NaN is never above.
+    ///
+    /// # Panics
+    /// If there are more than 64 scores.
+    pub fn above(&self, scores: &[f32], threshold: f32) -> u64 {
+        assert!(scores.len() <= 64, "{} scores in a group", scores.len());
+        // SAFETY: as in `dot_i8`; the length was checked above.
+        unsafe { (self.above)(scores, threshold) }
+    }
 }
 
 /// 65536 · 127² < 2³¹, so i32 sums cannot overflow.
@@ -100,26 +196,79 @@ fn check_shapes(dim: usize, values: usize, rows: usize) {
     assert_eq!(dim.checked_mul(rows), Some(values), "rows × dim");
 }
 
+fn check_packed(dim: usize, bytes: usize, rows: usize) {
+    assert!(
+        dim <= 1 << 16 && dim.is_multiple_of(2),
+        "{dim} values in a row"
+    );
+    assert_eq!((dim / 2).checked_mul(rows), Some(bytes), "rows × dim / 2");
+}
+
 /// The kernels that run on this machine, best first; `scalar` is always the last.
 pub fn available() -> Vec<Kernel> {
     let mut kernels = Vec::new();
     #[cfg(target_arch = "x86_64")]
     if x86_64::is_available() {
-        kernels.push(Kernel {
+        let avx2 = Kernel {
             name: "avx2",
             dot_i8: x86_64::dot_i8,
             dot_f32: x86_64::dot_f32,
             dot_f16: x86_64::dot_f16,
-        });
+            dot_u4: x86_64::dot_u4,
+            dot_i4: x86_64::dot_i4,
+            many_i8: x86_64::many_i8,
+            above: x86_64::above,
+        };
+        if x86_64::has_avx512_vnni() {
+            kernels.push(Kernel {
+                name: "avx512-vnni",
+                dot_i8: x86_64::avx512_vnni::dot_i8,
+                dot_u4: x86_64::avx512_vnni::dot_u4,
+                many_i8: x86_64::avx512_vnni::many_i8,
+                ..avx2
+            });
+        }
+        if x86_64::has_avx_vnni() {
+            kernels.push(Kernel {
+                name: "avx-vnni",
+                dot_i8: x86_64::avx_vnni::dot_i8,
+                dot_u4: x86_64::avx_vnni::dot_u4,
+                many_i8: x86_64::avx_vnni::many_i8,
+                ..avx2
+            });
+        }
+        kernels.push(avx2);
     }
     #[cfg(target_arch = "aarch64")]
     if aarch64::is_available() {
-        kernels.push(Kernel {
+        let neon = Kernel {
             name: "neon",
             dot_i8: aarch64::dot_i8,
             dot_f32: aarch64::dot_f32,
             dot_f16: aarch64::dot_f16,
-        });
+            dot_u4: aarch64::dot_u4,
+            dot_i4: aarch64::dot_i4,
+            many_i8: aarch64::many_i8,
+            above: scalar::above,
+        };
+        if aarch64::has_dotprod() {
+            let dotprod = Kernel {
+                name: "neon-dotprod",
+                dot_i8: aarch64::dotprod::dot_i8,
+                dot_u4: aarch64::dotprod::dot_u4,
+                many_i8: aarch64::dotprod::many_i8,
+                ..neon
+            };
+            if aarch64::has_i8mm() {
+                kernels.push(Kernel {
+                    name: "neon-i8mm",
+                    many_i8: aarch64::many_i8mm,
+                    ..dotprod
+                });
+            }
+            kernels.push(dotprod);
+        }
+        kernels.push(neon);
     }
     kernels.push(SCALAR);
     kernels
@@ -130,6 +279,10 @@ const SCALAR: Kernel = Kernel {
     dot_i8: scalar::dot_i8,
     dot_f32: scalar::dot_f32,
     dot_f16: scalar::dot_f16,
+    dot_u4: scalar::dot_u4,
+    dot_i4: scalar::dot_i4,
+    many_i8: scalar::many_i8,
+    above: scalar::above,
 };
 
 /// The kernel of that name.
@@ -198,6 +351,23 @@ mod tests {
         }
     }
 
+    /// What runs here, and what can be checked here without its instructions.
+    fn tested() -> Vec<Kernel> {
+        #[allow(unused_mut)]
+        let mut kernels = available();
+        #[cfg(target_arch = "x86_64")]
+        if x86_64::is_available() {
+            kernels.push(Kernel {
+                name: "vnni on avx2",
+                dot_i8: x86_64::emulated::with_avx2::dot_i8,
+                dot_u4: x86_64::emulated::with_avx2::dot_u4,
+                many_i8: x86_64::emulated::with_avx2::many_i8,
+                ..SCALAR
+            });
+        }
+        kernels
+    }
+
     fn codes(rng: &mut Lcg, n: usize, kind: usize) -> Vec<i8> {
         (0..n)
             .map(|i| match kind {
@@ -219,7 +389,7 @@ mod tests {
     #[test]
     fn int8_equals_scalar_at_every_length_and_start() {
         let mut rng = Lcg(1);
-        for kernel in available() {
+        for kernel in tested() {
             for dim in 0..=130 {
                 for rows in [0, 1, 3, 7, 8, 9, 17] {
                     for kind in 0..5 {
@@ -241,10 +411,98 @@ mod tests {
     #[test]
     fn int8_at_the_largest_dim() {
         let (a, b) = (vec![127i8; 1 << 16], vec![-127i8; 1 << 16]);
-        for kernel in available() {
+        for kernel in tested() {
             let mut out = [0];
             kernel.dot_i8(&a, &b, &mut out);
             assert_eq!(out[0], -((127 * 127) << 16), "{}", kernel.name());
+        }
+    }
+
+    #[test]
+    fn four_bits_equal_scalar_at_every_even_length_and_start() {
+        let mut rng = Lcg(4);
+        for kernel in tested() {
+            for dim in (0..=130).step_by(2).chain([192, 256]) {
+                for rows in [0, 1, 7, 8, 9, 17] {
+                    for kind in 0..5 {
+                        let start = (dim + rows) % 7;
+                        let query = codes(&mut rng, start + dim, (kind + dim) % 5);
+                        let table: Vec<u8> = (0..start + dim / 2 * rows)
+                            .map(|_| match kind {
+                                0 => 0xff,
+                                1 => 0,
+                                2 => 0x0f,
+                                _ => rng.next() as u8,
+                            })
+                            .collect();
+                        let factors: Vec<u8> = (0..rows * groups(dim))
+                            .map(|_| if kind == 0 { 255 } else { rng.next() as u8 })
+                            .collect();
+                        let (query, table) = (&query[start..], &table[start..]);
+                        let mut got = vec![-1; rows];
+                        let mut want = vec![-2; rows];
+                        kernel.dot_u4(query, table, &mut got);
+                        SCALAR.dot_u4(query, table, &mut want);
+                        assert_eq!(got, want, "{} u4 dim {dim} rows {rows}", kernel.name());
+                        kernel.dot_i4(query, table, &factors, &mut got);
+                        SCALAR.dot_i4(query, table, &factors, &mut want);
+                        assert_eq!(got, want, "{} i4 dim {dim} rows {rows}", kernel.name());
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn four_bits_by_hand() {
+        // Two blocks: 64 values in 32 bytes, then 6 in 3. Value 1 is the low half of byte 1,
+        // value 33 its high half; values 64 and 67 share byte 32.
+        let mut query = [0i8; 70];
+        (query[1], query[33], query[64], query[67]) = (1, 10, 100, -1);
+        let mut row = [0u8; 35];
+        (row[1], row[32]) = (0x52, 0x43);
+        let mut out = [0];
+        SCALAR.dot_u4(&query, &row, &mut out);
+        assert_eq!(out[0], 2 + 50 + 300 - 4);
+        // Less 8 each, times 1, 2, 3, 4 by group.
+        SCALAR.dot_i4(&query, &row, &[1, 2, 3, 4], &mut out);
+        assert_eq!(out[0], -6 + 2 * -30 + 3 * -500 + 4 * 4);
+    }
+
+    #[test]
+    fn four_bits_at_the_largest_dim() {
+        let query = vec![127i8; 1024];
+        for kernel in tested() {
+            let mut out = vec![0; 8];
+            kernel.dot_i4(&query, &vec![0xff; 8 * 512], &[255; 8 * 32], &mut out);
+            assert_eq!(out, [1024 * 7 * 127 * 255; 8], "{}", kernel.name());
+            kernel.dot_i4(&query, &vec![0; 8 * 512], &[255; 8 * 32], &mut out);
+            assert_eq!(out, [-1024 * 8 * 127 * 255; 8], "{}", kernel.name());
+        }
+    }
+
+    #[test]
+    fn many_equal_scalar() {
+        let mut rng = Lcg(5);
+        for kernel in tested() {
+            for dim in (1..=130).chain([256, 1024, 1028]) {
+                for (queries, rows) in [(1, 1), (2, 16), (3, 17), (4, 33), (7, 48), (0, 3), (3, 0)]
+                {
+                    let kind = (dim + queries) % 5;
+                    let limit = |v: i8| v.clamp(-63, 63);
+                    let q: Vec<i8> = codes(&mut rng, dim * queries, 4 - kind)
+                        .into_iter()
+                        .map(limit)
+                        .collect();
+                    let start = dim % 3;
+                    let table = codes(&mut rng, start + dim * rows, kind);
+                    let mut got = vec![-1; queries * rows];
+                    let mut want = vec![-2; queries * rows];
+                    kernel.many_i8(&q, dim, &table[start..], &mut got);
+                    SCALAR.many_i8(&q, dim, &table[start..], &mut want);
+                    assert_eq!(got, want, "{} dim {dim} {queries} × {rows}", kernel.name());
+                }
+            }
         }
     }
 
@@ -262,7 +520,7 @@ mod tests {
     #[test]
     fn f32_and_f16_are_within_the_derived_bound() {
         let mut rng = Lcg(2);
-        for kernel in available() {
+        for kernel in tested() {
             for dim in 0..=130 {
                 for rows in [0, 1, 2, 5] {
                     let start = dim % 5;
@@ -303,7 +561,7 @@ mod tests {
 
     #[test]
     fn f16_specials_are_widened_exactly() {
-        for kernel in available() {
+        for kernel in tested() {
             for bits in [0u16, 1, 0x03ff, 0x0400, 0x3c00, 0x7bff, 0x8001, 0xfbff] {
                 for dim in [1, 8, 9] {
                     let mut query = vec![0.0f32; dim];
@@ -317,6 +575,25 @@ mod tests {
                         "{}",
                         kernel.name()
                     );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn above_equals_plain_comparisons() {
+        let mut rng = Lcg(3);
+        for kernel in tested() {
+            for len in 0..=64 {
+                let mut scores: Vec<f32> = (0..len).map(|_| rng.float()).collect();
+                if len > 9 {
+                    scores[1] = f32::NAN;
+                    scores[5] = f32::INFINITY;
+                    scores[9] = f32::NEG_INFINITY;
+                }
+                for t in [-2.0, -0.0, 0.3, f32::INFINITY, f32::NEG_INFINITY, f32::NAN] {
+                    let want = (0..len).fold(0, |m, i| m | u64::from(scores[i] > t) << i);
+                    assert_eq!(kernel.above(&scores, t), want, "{} {len}", kernel.name());
                 }
             }
         }
@@ -339,6 +616,14 @@ mod tests {
     #[test]
     #[cfg(target_arch = "aarch64")]
     fn neon_is_among_the_kernels() {
-        assert_eq!(available()[0].name(), "neon");
+        let names: Vec<&str> = available().iter().map(Kernel::name).collect();
+        let mut wanted = vec!["neon", "scalar"];
+        if std::arch::is_aarch64_feature_detected!("dotprod") {
+            wanted.insert(0, "neon-dotprod");
+        }
+        if std::arch::is_aarch64_feature_detected!("i8mm") {
+            wanted.insert(0, "neon-i8mm");
+        }
+        assert_eq!(names, wanted);
     }
 }

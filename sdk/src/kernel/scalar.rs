@@ -29,3 +29,70 @@ pub(super) fn dot_f16(query: &[f32], rows: &[u16], out: &mut [f32]) {
             .sum();
     }
 }
+
+pub(super) fn above(scores: &[f32], threshold: f32) -> u64 {
+    // Bytes first: that loop compiles to vector compares.
+    let mut flags = [0u8; 64];
+    for (flag, &score) in flags.iter_mut().zip(scores) {
+        *flag = u8::from(score > threshold);
+    }
+    let bits = |word: u64, flag: &u8| word << 1 | u64::from(*flag);
+    if flags.iter().fold(0, |any, &flag| any | flag) == 0 {
+        return 0;
+    }
+    flags.iter().rev().fold(0, bits)
+}
+
+/// Calls `f` with the row's byte and the places of the two values in it, in order: see
+/// [`packed`](super::packed).
+fn nibbles(dim: usize, mut f: impl FnMut(usize, usize, usize)) {
+    for block in super::packed(dim) {
+        for j in 0..block.half {
+            f(
+                block.first / 2 + j,
+                block.first + j,
+                block.first + block.half + j,
+            );
+        }
+    }
+}
+
+pub(super) fn dot_u4(query: &[i8], rows: &[u8], out: &mut [i32]) {
+    let bytes = query.len() / 2;
+    for (r, o) in out.iter_mut().enumerate() {
+        let row = &rows[r * bytes..(r + 1) * bytes];
+        *o = 0;
+        // At most 65536 products of at most 15 · 127.
+        nibbles(query.len(), |byte, low, high| {
+            *o += i32::from(row[byte] & 15) * i32::from(query[low]);
+            *o += i32::from(row[byte] >> 4) * i32::from(query[high]);
+        });
+    }
+}
+
+pub(super) fn dot_i4(query: &[i8], rows: &[u8], factors: &[u8], out: &mut [i32]) {
+    let (bytes, groups) = (query.len() / 2, super::groups(query.len()));
+    for (r, o) in out.iter_mut().enumerate() {
+        let row = &rows[r * bytes..(r + 1) * bytes];
+        let factors = &factors[r * groups..(r + 1) * groups];
+        *o = 0;
+        for (block, pair) in super::packed(query.len()).zip(factors.chunks_exact(2)) {
+            let (mut low, mut high) = (0i32, 0i32);
+            for j in 0..block.half {
+                let byte = row[block.first / 2 + j];
+                let at = block.first + j;
+                low += (i32::from(byte & 15) - 8) * i32::from(query[at]);
+                high += (i32::from(byte >> 4) - 8) * i32::from(query[at + block.half]);
+            }
+            // At most 1024 values of at most 8 · 127 · 255 each in total: below 2²⁹.
+            *o += low * i32::from(pair[0]) + high * i32::from(pair[1]);
+        }
+    }
+}
+
+pub(super) fn many_i8(queries: &[i8], dim: usize, rows: &[i8], out: &mut [i32]) {
+    let count = rows.len() / dim.max(1);
+    for (query, out) in queries.chunks_exact(dim).zip(out.chunks_exact_mut(count)) {
+        dot_i8(query, rows, out);
+    }
+}

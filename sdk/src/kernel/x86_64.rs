@@ -1,4 +1,5 @@
-//! AVX2, with FMA and F16C (every x86-64 CPU with AVX2 that is in use has both).
+//! AVX2, with FMA and F16C (every x86-64 CPU with AVX2 that is in use has both), and the same
+//! kernels around the dot-product instruction of newer CPUs.
 
 use std::arch::x86_64::*;
 
@@ -47,20 +48,8 @@ pub(super) unsafe fn dot_i8(query: &[i8], rows: &[i8], out: &mut [i32]) {
             }
             d += 32;
         }
-        // Lane k of `sums` becomes the sum of acc[k].
-        let t0 = _mm256_hadd_epi32(
-            _mm256_hadd_epi32(acc[0], acc[1]),
-            _mm256_hadd_epi32(acc[2], acc[3]),
-        );
-        let t1 = _mm256_hadd_epi32(
-            _mm256_hadd_epi32(acc[4], acc[5]),
-            _mm256_hadd_epi32(acc[6], acc[7]),
-        );
-        let low = _mm256_permute2x128_si256::<0x20>(t0, t1);
-        let high = _mm256_permute2x128_si256::<0x31>(t0, t1);
-        let sums = _mm256_add_epi32(low, high);
         // SAFETY: r + 8 ≤ out.len().
-        unsafe { _mm256_storeu_si256(out.as_mut_ptr().add(r).cast(), sums) };
+        unsafe { _mm256_storeu_si256(out.as_mut_ptr().add(r).cast(), sums(acc)) };
         if wide < dim {
             for j in 0..STEP {
                 let tail = &rows[(r + j) * dim + wide..(r + j + 1) * dim];
@@ -169,4 +158,406 @@ fn sum(v: __m256) -> f32 {
     let half = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
     let pair = _mm_add_ps(half, _mm_movehl_ps(half, half));
     _mm_cvtss_f32(_mm_add_ss(pair, _mm_shuffle_ps::<1>(pair, pair)))
+}
+
+/// Which of at most 64 scores are above the threshold.
+///
+/// # Safety
+/// The CPU has AVX2; `scores.len() <= 64`.
+#[target_feature(enable = "avx2")]
+pub(super) unsafe fn above(scores: &[f32], threshold: f32) -> u64 {
+    let t = _mm256_set1_ps(threshold);
+    let mut mask = 0u64;
+    let mut chunks = scores.chunks_exact(8);
+    let mut shift = 0;
+    for chunk in &mut chunks {
+        // SAFETY: a chunk has 8 values.
+        let s = unsafe { _mm256_loadu_ps(chunk.as_ptr()) };
+        let above = _mm256_cmp_ps::<_CMP_GT_OQ>(s, t);
+        mask |= u64::from(_mm256_movemask_ps(above) as u8) << shift;
+        shift += 8;
+    }
+    for &s in chunks.remainder() {
+        mask |= u64::from(s > threshold) << shift;
+        shift += 1;
+    }
+    mask
+}
+
+/// Eight horizontal sums at once: lane k becomes the sum of `acc[k]`.
+#[target_feature(enable = "avx2")]
+fn sums(acc: [__m256i; STEP]) -> __m256i {
+    let t0 = _mm256_hadd_epi32(
+        _mm256_hadd_epi32(acc[0], acc[1]),
+        _mm256_hadd_epi32(acc[2], acc[3]),
+    );
+    let t1 = _mm256_hadd_epi32(
+        _mm256_hadd_epi32(acc[4], acc[5]),
+        _mm256_hadd_epi32(acc[6], acc[7]),
+    );
+    let low = _mm256_permute2x128_si256::<0x20>(t0, t1);
+    let high = _mm256_permute2x128_si256::<0x31>(t0, t1);
+    _mm256_add_epi32(low, high)
+}
+
+/// Asks for the lines of the bytes `at..at + len` further on; `at` may lie beyond `rows`.
+#[target_feature(enable = "sse")]
+fn prefetch(rows: *const u8, at: usize, len: usize) {
+    for line in (0..len).step_by(64) {
+        _mm_prefetch::<_MM_HINT_T0>(rows.wrapping_add(at + line + AHEAD).cast());
+    }
+}
+
+/// The 32 bytes at `at`.
+///
+/// # Safety
+/// `at + 32 <= bytes.len()`.
+#[target_feature(enable = "avx2")]
+unsafe fn load<T>(bytes: &[T], at: usize) -> __m256i {
+    const { assert!(size_of::<T>() == 1) };
+    debug_assert!(at + 32 <= bytes.len());
+    // SAFETY: by this function's contract.
+    unsafe { _mm256_loadu_si256(bytes.as_ptr().add(at).cast()) }
+}
+
+/// Inner products with rows of unsigned 4-bit codes.
+///
+/// # Safety
+/// The CPU has AVX2; `query.len()` is even; `rows.len() == query.len() / 2 * out.len()`.
+#[target_feature(enable = "avx2")]
+pub(super) unsafe fn dot_u4(query: &[i8], rows: &[u8], out: &mut [i32]) {
+    let (dim, bytes) = (query.len(), query.len() / 2);
+    let wide = dim / 64;
+    let steps = if wide * 64 == dim {
+        out.len() / STEP * STEP
+    } else {
+        0
+    };
+    let (ones, nibble) = (_mm256_set1_epi16(1), _mm256_set1_epi8(15));
+    for r in (0..steps).step_by(STEP) {
+        prefetch(rows.as_ptr(), r * bytes, STEP * bytes);
+        let mut acc = [_mm256_setzero_si256(); STEP];
+        for b in 0..wide {
+            // SAFETY: 64 b + 64 ≤ dim = query.len().
+            let low = unsafe { load(query, 64 * b) };
+            // SAFETY: likewise.
+            let high = unsafe { load(query, 64 * b + 32) };
+            for (j, a) in acc.iter_mut().enumerate() {
+                // SAFETY: r + j < out.len() and 32 b + 32 ≤ bytes, so this ends within `rows`.
+                let x = unsafe { load(rows, (r + j) * bytes + 32 * b) };
+                let even = _mm256_and_si256(x, nibble);
+                let odd = _mm256_and_si256(_mm256_srli_epi16::<4>(x), nibble);
+                // Four products of at most 15 · 127 in an i16 lane: at most 7620.
+                let pairs = _mm256_add_epi16(
+                    _mm256_maddubs_epi16(even, low),
+                    _mm256_maddubs_epi16(odd, high),
+                );
+                *a = _mm256_add_epi32(*a, _mm256_madd_epi16(pairs, ones));
+            }
+        }
+        // SAFETY: r + 8 ≤ out.len().
+        unsafe { _mm256_storeu_si256(out.as_mut_ptr().add(r).cast(), sums(acc)) };
+    }
+    crate::kernel::scalar::dot_u4(query, &rows[steps * bytes..], &mut out[steps..]);
+}
+
+/// Inner products with rows of signed 4-bit codes and a factor per group.
+///
+/// # Safety
+/// The CPU has AVX2; `query.len()` is even; `rows.len() == query.len() / 2 * out.len()`;
+/// `factors.len() == groups(query.len()) * out.len()`.
+#[target_feature(enable = "avx2")]
+pub(super) unsafe fn dot_i4(query: &[i8], rows: &[u8], factors: &[u8], out: &mut [i32]) {
+    let (dim, bytes) = (query.len(), query.len() / 2);
+    let (wide, groups) = (dim / 64, crate::kernel::groups(dim));
+    let steps = if wide * 64 == dim {
+        out.len() / STEP * STEP
+    } else {
+        0
+    };
+    let (eights, nibble) = (_mm256_set1_epi8(8), _mm256_set1_epi8(15));
+    for r in (0..steps).step_by(STEP) {
+        prefetch(rows.as_ptr(), r * bytes, STEP * bytes);
+        let mut acc = [_mm256_setzero_si256(); STEP];
+        for b in 0..wide {
+            // SAFETY: 64 b + 64 ≤ dim = query.len().
+            let low = unsafe { load(query, 64 * b) };
+            // SAFETY: likewise.
+            let high = unsafe { load(query, 64 * b + 32) };
+            // Codes are stored plus 8; what that adds to a pair is the same in every row.
+            let low8 = _mm256_maddubs_epi16(eights, low);
+            let high8 = _mm256_maddubs_epi16(eights, high);
+            for (j, a) in acc.iter_mut().enumerate() {
+                // SAFETY: r + j < out.len() and 32 b + 32 ≤ bytes, so this ends within `rows`.
+                let x = unsafe { load(rows, (r + j) * bytes + 32 * b) };
+                let even = _mm256_and_si256(x, nibble);
+                let odd = _mm256_and_si256(_mm256_srli_epi16::<4>(x), nibble);
+                // At most 2 · 8 · 127 in an i16 lane.
+                let even = _mm256_sub_epi16(_mm256_maddubs_epi16(even, low), low8);
+                let odd = _mm256_sub_epi16(_mm256_maddubs_epi16(odd, high), high8);
+                let at = (r + j) * groups + 2 * b;
+                let even_factor = _mm256_set1_epi16(i16::from(factors[at]));
+                let odd_factor = _mm256_set1_epi16(i16::from(factors[at + 1]));
+                // Two pairs of at most 2 · 2032 · 255 a block: below 2²⁹ over 16 blocks.
+                let even = _mm256_madd_epi16(even, even_factor);
+                let odd = _mm256_madd_epi16(odd, odd_factor);
+                *a = _mm256_add_epi32(*a, _mm256_add_epi32(even, odd));
+            }
+        }
+        // SAFETY: r + 8 ≤ out.len().
+        unsafe { _mm256_storeu_si256(out.as_mut_ptr().add(r).cast(), sums(acc)) };
+    }
+    let rest = &factors[steps * groups..];
+    crate::kernel::scalar::dot_i4(query, &rows[steps * bytes..], rest, &mut out[steps..]);
+}
+
+/// Largest dim for which rows are interleaved.
+const TILE_DIM: usize = 1024;
+
+/// Sixteen rows in the order of the outer products below: four values of row 0, of row 1, …
+/// of row 7, then the next four values; rows 8 to 15 behind them. Values are stored plus 128.
+#[repr(align(32))]
+struct Tile([u8; 16 * TILE_DIM]);
+
+/// # Safety
+/// `rows.len() == 16 * dim`; `dim` is a multiple of 4 up to `TILE_DIM`.
+#[target_feature(enable = "avx2")]
+unsafe fn interleave(rows: &[i8], dim: usize, tile: &mut Tile) {
+    let quads: &[[u8; 4]] = bytemuck::cast_slice(rows);
+    let steps = dim / 4;
+    for half in 0..2 {
+        for t in 0..steps {
+            for r in 0..8 {
+                let x = u32::from_le_bytes(quads[(half * 8 + r) * steps + t]) ^ 0x8080_8080;
+                let at = (half * steps + t) * 32 + r * 4;
+                tile.0[at..at + 4].copy_from_slice(&x.to_le_bytes());
+            }
+        }
+    }
+}
+
+/// Queries × rows as outer products: a vector holds four values of eight rows, and four values
+/// of a query are broadcast against it, so lanes are rows and no sum crosses lanes.
+macro_rules! many {
+    ($(#[$attribute:meta])* $name:ident, $features:literal, $step:ident) => {
+        $(#[$attribute])*
+        ///
+        /// # Safety
+        /// The CPU has the features; `queries.len()` and `rows.len()` are multiples of `dim`;
+        /// `out.len()` is the product of their counts; query codes lie within ±63.
+        #[target_feature(enable = $features)]
+        pub(super) unsafe fn $name(queries: &[i8], dim: usize, rows: &[i8], out: &mut [i32]) {
+            let n = rows.len() / dim.max(1);
+            if dim == 0 || !dim.is_multiple_of(4) || dim > TILE_DIM {
+                crate::kernel::scalar::many_i8(queries, dim, rows, out);
+                return;
+            }
+            let mut tile = Tile([0; 16 * TILE_DIM]);
+            let (steps, tiles) = (dim / 4, n / 16);
+            // Rows hold values plus 128.
+            let offsets = queries.chunks_exact(dim).map(|q| {
+                128 * q.iter().map(|&v| i32::from(v)).sum::<i32>()
+            });
+            let offsets: Vec<i32> = offsets.collect();
+            for (t, block) in rows.chunks_exact(16 * dim).enumerate() {
+                // SAFETY: a block has 16 · dim codes, and dim was checked above.
+                unsafe { interleave(block, dim, &mut tile) };
+                let mut q = 0;
+                while q < offsets.len() {
+                    let width = (offsets.len() - q).min(3);
+                    // A narrow last group reads its last query more than once.
+                    let at = [0, 1, 2].map(|i: usize| (q + i.min(width - 1)) * dim);
+                    let mut acc = [[_mm256_setzero_si256(); 2]; 3];
+                    for s in 0..steps {
+                        // SAFETY: both vectors end at or before 32 · 2 · steps = 16 · dim.
+                        let x0 = unsafe { load(&tile.0, s * 32) };
+                        // SAFETY: as above.
+                        let x1 = unsafe { load(&tile.0, (steps + s) * 32) };
+                        for (a, at) in acc.iter_mut().zip(at) {
+                            // SAFETY: at + 4 s + 4 ≤ queries.len(); any alignment will do.
+                            let four = unsafe {
+                                queries.as_ptr().add(at + 4 * s).cast::<i32>().read_unaligned()
+                            };
+                            let four = _mm256_set1_epi32(four);
+                            a[0] = $step(a[0], x0, four);
+                            a[1] = $step(a[1], x1, four);
+                        }
+                    }
+                    for (i, a) in acc.iter().enumerate().take(width) {
+                        let offset = _mm256_set1_epi32(offsets[q + i]);
+                        let to = &mut out[(q + i) * n + t * 16..][..16];
+                        // SAFETY: `to` has room for 16 values.
+                        unsafe {
+                            let to = to.as_mut_ptr().cast::<__m256i>();
+                            _mm256_storeu_si256(to, _mm256_sub_epi32(a[0], offset));
+                            _mm256_storeu_si256(to.add(1), _mm256_sub_epi32(a[1], offset));
+                        }
+                    }
+                    q += width;
+                }
+            }
+            let done = tiles * 16;
+            if done < n {
+                let mut rest = vec![0; n - done];
+                for (q, query) in queries.chunks_exact(dim).enumerate() {
+                    crate::kernel::scalar::dot_i8(query, &rows[done * dim..], &mut rest);
+                    out[q * n + done..(q + 1) * n].copy_from_slice(&rest);
+                }
+            }
+        }
+    };
+}
+
+/// acc + Σ of four products a lane; x unsigned, q within ±63.
+#[target_feature(enable = "avx2")]
+fn step_avx2(acc: __m256i, x: __m256i, q: __m256i) -> __m256i {
+    // A pair is at most 2 · 255 · 63 = 32130 < 2¹⁵.
+    let pairs = _mm256_maddubs_epi16(x, q);
+    _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+}
+
+many!(
+    /// Many queries with many rows, by `maddubs`.
+    many_i8, "avx2", step_avx2
+);
+
+/// The kernels around `vpdpbusd`, which adds four products of u8 and i8 to each i32 lane
+/// without saturation. Two sets of CPUs have it in 256 bits under two names.
+macro_rules! vnni {
+    ($module:ident, $features:literal, $dpbusd:path) => {
+        pub(in crate::kernel) mod $module {
+            use super::*;
+
+            #[target_feature(enable = $features)]
+            fn step(acc: __m256i, x: __m256i, q: __m256i) -> __m256i {
+                $dpbusd(acc, x, q)
+            }
+
+            /// Inner products of i8 codes: rows plus 128, less 128 · Σ query in the end.
+            ///
+            /// # Safety
+            /// As for `dot_i8` of AVX2, with the features of this module.
+            #[target_feature(enable = $features)]
+            pub(in crate::kernel) unsafe fn dot_i8(query: &[i8], rows: &[i8], out: &mut [i32]) {
+                let dim = query.len();
+                let wide = dim / 32;
+                let steps = if wide * 32 == dim { out.len() / STEP * STEP } else { 0 };
+                let sign = _mm256_set1_epi8(i8::MIN);
+                // At most 65536 · 128 · 127 < 2³¹.
+                let offset = 128 * query.iter().map(|&v| i32::from(v)).sum::<i32>();
+                for r in (0..steps).step_by(STEP) {
+                    prefetch(rows.as_ptr().cast(), r * dim, STEP * dim);
+                    let mut acc = [_mm256_setzero_si256(); STEP];
+                    for b in 0..wide {
+                        // SAFETY: 32 b + 32 ≤ dim = query.len().
+                        let q = unsafe { load(query, 32 * b) };
+                        for (j, a) in acc.iter_mut().enumerate() {
+                            // SAFETY: r + j < out.len(), so this ends within `rows`.
+                            let x = unsafe { load(rows, (r + j) * dim + 32 * b) };
+                            // i32 lanes wrap at worst halfway; the difference is exact.
+                            *a = step(*a, _mm256_xor_si256(x, sign), q);
+                        }
+                    }
+                    let total = _mm256_sub_epi32(sums(acc), _mm256_set1_epi32(offset));
+                    // SAFETY: r + 8 ≤ out.len().
+                    unsafe { _mm256_storeu_si256(out.as_mut_ptr().add(r).cast(), total) };
+                }
+                // SAFETY: AVX2 comes with the features of this module; the rest has the
+                // same shape.
+                unsafe { super::dot_i8(query, &rows[steps * dim..], &mut out[steps..]) };
+            }
+
+            /// Inner products with rows of unsigned 4-bit codes.
+            ///
+            /// # Safety
+            /// As for `dot_u4` of AVX2, with the features of this module.
+            #[target_feature(enable = $features)]
+            pub(in crate::kernel) unsafe fn dot_u4(query: &[i8], rows: &[u8], out: &mut [i32]) {
+                let (dim, bytes) = (query.len(), query.len() / 2);
+                let wide = dim / 64;
+                let steps = if wide * 64 == dim { out.len() / STEP * STEP } else { 0 };
+                let nibble = _mm256_set1_epi8(15);
+                for r in (0..steps).step_by(STEP) {
+                    prefetch(rows.as_ptr(), r * bytes, STEP * bytes);
+                    let mut acc = [_mm256_setzero_si256(); STEP];
+                    for b in 0..wide {
+                        // SAFETY: 64 b + 64 ≤ dim = query.len().
+                        let low = unsafe { load(query, 64 * b) };
+                        // SAFETY: likewise.
+                        let high = unsafe { load(query, 64 * b + 32) };
+                        for (j, a) in acc.iter_mut().enumerate() {
+                            // SAFETY: r + j < out.len(), so this ends within `rows`.
+                            let x = unsafe { load(rows, (r + j) * bytes + 32 * b) };
+                            let even = _mm256_and_si256(x, nibble);
+                            let odd = _mm256_and_si256(_mm256_srli_epi16::<4>(x), nibble);
+                            *a = step(step(*a, even, low), odd, high);
+                        }
+                    }
+                    // SAFETY: r + 8 ≤ out.len().
+                    unsafe { _mm256_storeu_si256(out.as_mut_ptr().add(r).cast(), sums(acc)) };
+                }
+                crate::kernel::scalar::dot_u4(query, &rows[steps * bytes..], &mut out[steps..]);
+            }
+
+            many!(
+                /// Many queries with many rows.
+                many_i8_inner, $features, step
+            );
+
+            /// # Safety
+            /// As for `many_i8` of AVX2, with the features of this module.
+            #[target_feature(enable = $features)]
+            pub(in crate::kernel) unsafe fn many_i8(
+                queries: &[i8],
+                dim: usize,
+                rows: &[i8],
+                out: &mut [i32],
+            ) {
+                // SAFETY: the same contract.
+                unsafe { many_i8_inner(queries, dim, rows, out) }
+            }
+        }
+    };
+}
+
+vnni!(avx_vnni, "avx2,fma,f16c,avxvnni", _mm256_dpbusd_avx_epi32);
+vnni!(
+    avx512_vnni,
+    "avx2,fma,f16c,avx512f,avx512vl,avx512vnni",
+    _mm256_dpbusd_epi32
+);
+
+pub(super) fn has_avx_vnni() -> bool {
+    is_available() && is_x86_feature_detected!("avxvnni")
+}
+
+pub(super) fn has_avx512_vnni() -> bool {
+    is_available()
+        && is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512vl")
+        && is_x86_feature_detected!("avx512vnni")
+}
+
+/// The kernels of [`vnni!`] with the one instruction put together from AVX2 ones: checks all of
+/// them but that instruction on machines that lack it.
+#[cfg(test)]
+pub(super) mod emulated {
+    use super::*;
+
+    #[target_feature(enable = "avx2")]
+    fn dpbusd(acc: __m256i, a: __m256i, b: __m256i) -> __m256i {
+        let low = _mm256_madd_epi16(
+            _mm256_cvtepu8_epi16(_mm256_castsi256_si128(a)),
+            _mm256_cvtepi8_epi16(_mm256_castsi256_si128(b)),
+        );
+        let high = _mm256_madd_epi16(
+            _mm256_cvtepu8_epi16(_mm256_extracti128_si256::<1>(a)),
+            _mm256_cvtepi8_epi16(_mm256_extracti128_si256::<1>(b)),
+        );
+        // Sums of neighbours, whose 64-bit pieces then come in the order low high low high.
+        let quads = _mm256_permute4x64_epi64::<0xd8>(_mm256_hadd_epi32(low, high));
+        _mm256_add_epi32(acc, quads)
+    }
+
+    vnni!(with_avx2, "avx2", dpbusd);
 }
