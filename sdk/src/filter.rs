@@ -256,10 +256,22 @@ impl Selection {
         self.items
     }
 
-    /// Whether any of the rows `first..first + n` passes; `first` is a multiple of 64.
+    /// Whether any of the rows `first..first + n` may pass; exact if `first` is a multiple
+    /// of 64 and `n` too, or the last rows are meant.
     pub(crate) fn touches(&self, first: usize, n: usize) -> bool {
-        let words = first / WORD..(first + n).div_ceil(WORD);
-        self.words[words].iter().any(|&word| word != 0)
+        let words = first / WORD..(first + n).div_ceil(WORD).min(self.words.len());
+        let words = self.words.get(words);
+        words.is_some_and(|words| words.iter().any(|&word| word != 0))
+    }
+
+    /// One bit per row of `first..first + 64`.
+    pub(crate) fn word(&self, first: usize) -> u64 {
+        let word = |w: usize| self.words.get(w).copied().unwrap_or(0);
+        let (w, shift) = (first / WORD, first % WORD);
+        match shift {
+            0 => word(w),
+            _ => word(w) >> shift | word(w + 1) << (WORD - shift),
+        }
     }
 }
 
@@ -424,7 +436,7 @@ fn set(bits: &mut Vec<u64>, len: usize, codes: &[u32]) {
     }
 }
 
-fn number(value: &[u8]) -> Option<f64> {
+pub(crate) fn number(value: &[u8]) -> Option<f64> {
     let x: f64 = std::str::from_utf8(value).ok()?.parse().ok()?;
     x.is_finite().then_some(x)
 }

@@ -6,16 +6,22 @@ compile_error!(
     "bundles are little-endian and read in place; big-endian machines are not supported"
 );
 
+mod blend;
 pub mod bundle;
+mod caps;
 mod diversity;
 pub mod engine;
 mod error;
+mod explain;
 mod filter;
 mod history;
+mod household;
 mod id;
 pub mod kernel;
 pub mod quant;
+mod ranking;
 mod recommendation;
+mod search;
 pub mod session;
 mod table;
 mod topk;
@@ -24,14 +30,16 @@ pub use bundle::{
     Bundle, BundleWriter, ItemTableBuilder, LoadMode, Manifest, OpenOptions, TensorSpec,
     TensorWriter,
 };
-pub use diversity::MAX_POOL;
+pub use diversity::{DiversityMethod, MAX_POOL};
 pub use engine::{EngineKind, FusionTower, Input, InputData, Tower, UserTower};
 pub use error::{Error, Result};
 pub use filter::{Filter, MAX_FILTER_BYTES, MAX_FILTER_DEPTH, MAX_FILTER_TERMS, Selection};
 pub use history::{Event, History, MAX_HISTORY, Recorded};
+pub use household::{Together, recommend_together};
 pub use id::{MAX_KEY_BYTES, MAX_NAME_BYTES, Row};
 pub use quant::Scheme;
-pub use recommendation::{Because, Query, Ranking, Recommendation};
+pub use recommendation::{Because, ModalityShare, Query, Ranking, Recommendation};
+pub use search::{Effort, Search};
 pub use session::{ProbeReport, Session, SessionOptions, score_histories};
 pub use table::{ItemTable, Metric};
 pub use topk::Scored;

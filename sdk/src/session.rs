@@ -3,17 +3,16 @@
 use std::path::Path;
 
 use crate::bundle::Bundle;
-use crate::diversity::Diversity;
-use crate::engine::{Tower, UserTower};
+use crate::engine::{FusionTower, Tower, UserTower};
 use crate::error::{Error, Result};
+use crate::explain::{Evidence, MAX_EXAMINED, describe};
 use crate::history::{Event, History, Recorded};
 use crate::id::Row;
-use crate::recommendation::{Because, Query, Ranking, Recommendation};
-use crate::table::{Metric, dot};
+use crate::ranking::rank;
+use crate::recommendation::{Query, Ranking, Recommendation};
+use crate::search::Popular;
+use crate::table::{Metric, Scorer, dot};
 use crate::topk::{Scored, best_first};
-
-/// History items named per recommendation.
-const MAX_BECAUSE: usize = 3;
 
 /// Settings of a [`Session`].
 #[derive(Debug, Clone, Copy)]
@@ -181,43 +180,116 @@ impl Session {
     /// ranked by popularity, provided that the table has it.
     ///
     /// # Errors
-    /// As [`Session::user_vector`]; [`Error::InvalidArgument`] for `k` = 0, a diversity or
-    /// pool outside its range; for the filter as [`ItemTable::select`](crate::ItemTable::select).
+    /// As [`Session::user_vector`]; [`Error::InvalidArgument`] for `k` = 0 and for numbers of
+    /// the query outside their ranges; [`Error::UnknownAttribute`] for its caps and freshness;
+    /// for the filter as [`ItemTable::select`](crate::ItemTable::select).
     pub fn recommend(&mut self, query: &Query) -> Result<Vec<Recommendation>> {
         let table = self.bundle.table().clone();
-        let diversity = Diversity::new(query.diversity, query.pool, query.k)?;
-        let within = match &query.filter {
-            Some(filter) => Some(table.select(filter)?),
-            None => None,
+        let exclude = self.excluded(query)?;
+        let history: Vec<Row> = self.rows().collect();
+        let best = if self.ranks_by_popularity() {
+            let mut scores = Popular(table.popularity().unwrap_or_default());
+            rank(&table, &mut scores, query, &exclude, &history)?
+        } else {
+            let mut scores = Scorer::new(&table, Metric::Score, self.user_vector()?)?;
+            rank(&table, &mut scores, query, &exclude, &history)?
         };
+        if !query.explain {
+            return describe(&self.bundle, &best, None);
+        }
+        let evidence = [Evidence {
+            member: 0,
+            factor: 1.0,
+            parts: self.evidence()?,
+        }];
+        describe(&self.bundle, &best, Some(&evidence))
+    }
+
+    /// Rows that `query` leaves out for this user.
+    pub(crate) fn excluded(&self, query: &Query) -> Result<Vec<Row>> {
         let mut exclude = Vec::new();
         for key in &query.exclude {
-            exclude.extend(table.find(key)?);
+            exclude.extend(self.bundle.table().find(key)?);
         }
         if !query.include_seen {
-            exclude.extend(self.known.iter().flatten().map(|(row, _)| row));
+            exclude.extend(self.rows());
         }
-        let keep = match &diversity {
-            // `k` = 0 is refused below.
-            Some(d) if query.k > 0 => query.k.max(d.pool),
-            _ => query.k,
+        Ok(exclude)
+    }
+
+    /// A row per event of a known item, oldest first.
+    pub(crate) fn rows(&self) -> impl Iterator<Item = Row> + '_ {
+        self.known.iter().flatten().map(|(row, _)| *row)
+    }
+
+    /// What each item of the history adds to the user vector; nothing without a user tower.
+    pub(crate) fn evidence(&mut self) -> Result<Vec<(Row, Vec<f32>)>> {
+        if self.ranks_by_popularity() {
+            return Ok(Vec::new());
+        }
+        let whole = self.user_vector()?.to_vec();
+        let Some(tower) = &mut self.tower else {
+            return Ok(Vec::new());
         };
-        let popular = if self.ranks_by_popularity() {
-            table.most_popular(keep, &exclude, within.as_ref())?
-        } else {
-            None
-        };
-        let mut best = match popular {
-            Some(best) => best,
-            None => {
-                let vector = self.user_vector()?;
-                table.search(Metric::Score, vector, keep, &exclude, within.as_ref())?
+        let events: Vec<(Row, i64)> = self.known.iter().copied().flatten().collect();
+        let mut items: Vec<Row> = Vec::new();
+        for &(row, _) in events.iter().rev().take(tower.window()) {
+            if items.len() < MAX_EXAMINED && !items.contains(&row) {
+                items.push(row);
             }
-        };
-        if let Some(diversity) = diversity {
-            diversity.rerank(&table, &mut best, query.k)?;
         }
-        self.describe(&best, query.explain)
+        let mut parts = Vec::with_capacity(items.len());
+        for item in items {
+            let rest: Vec<(Row, i64)> = events
+                .iter()
+                .filter(|(row, _)| *row != item)
+                .copied()
+                .collect();
+            // One by one: an engine has its plan for one history ready.
+            let rest = tower.encode(self.bundle.table(), &[rest])?;
+            let part = whole.iter().zip(&rest).map(|(u, v)| u - v).collect();
+            parts.push((item, part));
+        }
+        Ok(parts)
+    }
+
+    /// What each modality of an item contributes to its score for this user, by name in the
+    /// manifest's order: u · (v − v₋ₘ), with the item vector v of all the features given and
+    /// v₋ₘ of the same without modality m. Absent modalities contribute 0; the parts need not
+    /// add up to the score, because modalities interact within the tower.
+    ///
+    /// # Shapes
+    /// `features` has one slice `[D_m]` per modality, `present` `[M]`, as for one item of
+    /// [`FusionTower::encode`].
+    ///
+    /// # Errors
+    /// As [`Session::user_vector`] and [`FusionTower::encode`].
+    pub fn modality_contributions(
+        &mut self,
+        fusion: &mut FusionTower,
+        features: &[&[f32]],
+        present: &[f32],
+    ) -> Result<Vec<(String, f32)>> {
+        let names: Vec<String> = fusion.modalities().iter().map(|(n, _)| n.clone()).collect();
+        let (m, items) = (names.len(), names.len() + 1);
+        crate::error::check_len("features (one slice per modality)", m, features.len())?;
+        crate::error::check_len("present", m, present.len())?;
+        // Item 0 has everything, item 1 + j lacks modality j.
+        let mut repeated = Vec::with_capacity(m);
+        let mut flags: Vec<f32> = present.repeat(items);
+        for (j, values) in features.iter().enumerate() {
+            let mut all = values.repeat(items);
+            all[(1 + j) * values.len()..(2 + j) * values.len()].fill(0.0);
+            flags[(1 + j) * m + j] = 0.0;
+            repeated.push(all);
+        }
+        let slices: Vec<&[f32]> = repeated.iter().map(Vec::as_slice).collect();
+        let vectors = fusion.encode(items, &slices, &flags)?;
+        let user = self.user_vector()?;
+        let d = user.len();
+        let all = dot(user, &vectors[..d]);
+        let parts = vectors[d..].chunks_exact(d).map(|v| all - dot(user, v));
+        Ok(names.into_iter().zip(parts).collect())
     }
 
     /// Scores given candidates for this user, best first; each counts once. Seen items are
@@ -247,7 +319,7 @@ impl Session {
             scored.push(Scored { row, score });
         }
         scored.sort_unstable_by(best_first);
-        ranking.ranked = self.describe(&scored, false)?;
+        ranking.ranked = describe(&self.bundle, &scored, None)?;
         Ok(ranking)
     }
 
@@ -260,7 +332,7 @@ impl Session {
         let table = self.bundle.table();
         let row = table.find(key)?.ok_or(Error::UnknownItem)?;
         let best = table.top_k_by(Metric::Cosine, &table.vector(row)?, k, &[row])?;
-        self.describe(&best, false)
+        describe(&self.bundle, &best, None)
     }
 
     /// Saves the history; see [`History::save`].
@@ -288,64 +360,11 @@ impl Session {
         }
     }
 
-    fn ranks_by_popularity(&self) -> bool {
+    pub(crate) fn ranks_by_popularity(&self) -> bool {
         self.tower.is_none()
             && !self.bundle.has_user_tower()
             && self.known.iter().all(Option::is_none)
             && self.bundle.table().popularity().is_some()
-    }
-
-    fn describe(&self, scored: &[Scored], explain: bool) -> Result<Vec<Recommendation>> {
-        let table = self.bundle.table();
-        let mut seen: Vec<(Row, Vec<f32>)> = Vec::new();
-        if explain {
-            let mut rows: Vec<Row> = self.known.iter().flatten().map(|(row, _)| *row).collect();
-            rows.sort_unstable();
-            rows.dedup();
-            for row in rows {
-                seen.push((row, table.vector(row)?));
-            }
-        }
-        scored
-            .iter()
-            .map(|s| {
-                Ok(Recommendation {
-                    item: table.key(s.row)?.to_string(),
-                    row: s.row,
-                    score: s.score,
-                    because: self.because(s.row, &seen)?,
-                })
-            })
-            .collect()
-    }
-
-    fn because(&self, row: Row, seen: &[(Row, Vec<f32>)]) -> Result<Vec<Because>> {
-        if seen.is_empty() {
-            return Ok(Vec::new());
-        }
-        let table = self.bundle.table();
-        let x = table.vector(row)?;
-        let mut close: Vec<Scored> = seen
-            .iter()
-            .filter(|(other, _)| *other != row)
-            .map(|(row, y)| Scored {
-                row: *row,
-                score: dot(&x, y),
-            })
-            .filter(|s| s.score > 0.0 && s.score.is_finite())
-            .collect();
-        let total: f32 = close.iter().map(|s| s.score).sum();
-        close.sort_unstable_by(best_first);
-        close.truncate(MAX_BECAUSE);
-        close
-            .into_iter()
-            .map(|s| {
-                Ok(Because {
-                    item: table.key(s.row)?.to_string(),
-                    share: s.score / total,
-                })
-            })
-            .collect()
     }
 }
 

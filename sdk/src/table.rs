@@ -10,16 +10,11 @@ use crate::filter::Selection;
 use crate::id::{MAX_NAME_BYTES, Row, is_name};
 use crate::kernel;
 use crate::quant::{self, Scheme};
-use crate::topk::{Scored, TopK, best_first};
+use crate::search::{BLOCK, Scores, Search, find};
+use crate::topk::Scored;
 
 /// Code of an item without a value in an attribute column.
 pub(crate) const NO_VALUE: u32 = u32::MAX;
-
-/// Rows scored at a time; their scores stay in the first-level cache.
-const BLOCK: usize = 1024;
-
-/// Below one row in so many, the rows of a selection are scored one by one.
-const SPARSE: usize = 64;
 
 /// What a scan ranks by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -63,6 +58,8 @@ pub struct ItemTable {
     codes: Codes,
     bias: Option<Slice<f32>>,
     popularity: Option<Slice<f32>>,
+    /// `[N, M]`, 255ths.
+    modalities: Option<Slice<u8>>,
     keys: Strings,
     order: Slice<u32>,
     attributes: Arc<[Attribute]>,
@@ -100,6 +97,11 @@ impl ItemTable {
         };
         let bias = optional("bias")?;
         let popularity = optional("popularity")?;
+        let modalities = if file.contains("modalities") {
+            Some(file.take("modalities", &[Some(n), Some(manifest.modalities.len())])?)
+        } else {
+            None
+        };
         let keys = Strings::take(&mut file, "ids", Some(n))?;
         let order = file.take("ids.order", &[Some(n)])?;
         let mut attributes = Vec::new();
@@ -128,6 +130,7 @@ impl ItemTable {
             codes,
             bias,
             popularity,
+            modalities,
             keys,
             order,
             attributes: attributes.into(),
@@ -234,6 +237,20 @@ impl ItemTable {
         self.popularity.as_ref().map(Slice::get)
     }
 
+    /// How much the vector of an item rests on each modality of the manifest, in 255ths; see
+    /// [`ModalityShare`](crate::ModalityShare). Nothing if the table does not tell.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if there is no such row.
+    pub fn modality_shares(&self, row: Row) -> Result<Option<&[u8]>> {
+        self.check_row(row)?;
+        let Some(shares) = &self.modalities else {
+            return Ok(None);
+        };
+        let m = shares.len() / self.items;
+        Ok(shares.get().get(row as usize * m..(row as usize + 1) * m))
+    }
+
     /// Names of the attribute columns, sorted.
     pub fn attributes(&self) -> impl Iterator<Item = &str> {
         self.attributes.iter().map(|a| a.name.as_str())
@@ -273,16 +290,8 @@ impl ItemTable {
     pub fn score(&self, query: &[f32], row: Row) -> Result<f32> {
         self.check_query(query)?;
         let mut x = vec![0.0; self.dim];
-        self.score_into(query, row, Metric::Score, &mut x)
-    }
-
-    fn score_into(&self, query: &[f32], row: Row, metric: Metric, x: &mut [f32]) -> Result<f32> {
-        self.decode(row, x)?;
-        let dot = dot(query, x);
-        Ok(match metric {
-            Metric::Score => dot + self.bias(row),
-            Metric::Cosine => cosine(dot, dot_norm(query), dot_norm(x)),
-        })
+        self.decode(row, &mut x)?;
+        Ok(dot(query, &x) + self.bias(row))
     }
 
     /// The best `k` items by [`Metric::Score`], best first, ties to the lower row. Rows in
@@ -313,7 +322,7 @@ impl ItemTable {
         k: usize,
         exclude: &[Row],
     ) -> Result<Vec<Scored>> {
-        self.search(metric, query, k, exclude, None)
+        self.search(query, &Search::top(k).metric(metric).exclude(exclude))
     }
 
     /// As [`ItemTable::top_k_by`], of the rows in `within` only: `k` items are returned
@@ -330,86 +339,23 @@ impl ItemTable {
         exclude: &[Row],
         within: &Selection,
     ) -> Result<Vec<Scored>> {
-        self.search(metric, query, k, exclude, Some(within))
+        let search = Search::top(k).metric(metric).exclude(exclude);
+        self.search(query, &search.within(within))
     }
 
-    pub(crate) fn search(
-        &self,
-        metric: Metric,
-        query: &[f32],
-        k: usize,
-        exclude: &[Row],
-        within: Option<&Selection>,
-    ) -> Result<Vec<Scored>> {
-        self.check_query(query)?;
-        check_k(k)?;
-        let excluded = sorted(exclude);
-        let accept = |row: Row| excluded.binary_search(&row).is_err();
-        let exact = !matches!(self.codes, Codes::Int8 { .. });
-        let keep = if exact {
-            k
-        } else {
-            k.saturating_mul(2).max(k.saturating_add(64))
-        };
-        let mut scorer = Scorer::new(self, metric, query);
-        let mut best = match within {
-            None => {
-                let mut top = TopK::new(keep, self.items);
-                scorer.scan(&mut top, &accept, |_, _| true);
-                top.finish()
-            }
-            Some(rows) => {
-                check_len("selection of rows", self.items, rows.items())?;
-                if rows.len() < self.items / SPARSE {
-                    let mut top = TopK::new(keep, rows.len());
-                    for row in rows.rows().filter(|&row| accept(row)) {
-                        let mut score = [0.0];
-                        scorer.score(row as usize, &mut score);
-                        top.offer(row, &score, &|_| true);
-                    }
-                    top.finish()
-                } else {
-                    let mut top = TopK::new(keep, rows.len());
-                    let accept = |row: Row| rows.contains(row) && accept(row);
-                    scorer.scan(&mut top, &accept, |first, n| rows.touches(first, n));
-                    top.finish()
-                }
-            }
-        };
-        if !exact {
-            let mut x = vec![0.0; self.dim];
-            for s in &mut best {
-                let score = self.score_into(query, s.row, metric, &mut x)?;
-                s.score = if score.is_nan() {
-                    f32::NEG_INFINITY
-                } else {
-                    score + 0.0
-                };
-            }
-            best.sort_unstable_by(best_first);
-            best.truncate(k);
-        }
-        Ok(best)
-    }
-
-    /// The most popular `k` items that are not excluded and, if given, are `within`; nothing
-    /// if the table has no popularity.
-    pub(crate) fn most_popular(
-        &self,
-        k: usize,
-        exclude: &[Row],
-        within: Option<&Selection>,
-    ) -> Result<Option<Vec<Scored>>> {
-        check_k(k)?;
-        let Some(popularity) = self.popularity() else {
-            return Ok(None);
-        };
-        let excluded = sorted(exclude);
-        let mut top = TopK::new(k, self.items);
-        top.offer(0, popularity, &|row| {
-            within.is_none_or(|rows| rows.contains(row)) && excluded.binary_search(&row).is_err()
-        });
-        Ok(Some(top.finish()))
+    /// The best rows for `query`, best first, ties to the lower row; everything else that the
+    /// methods above do is a `search`.
+    ///
+    /// # Shapes
+    /// `query` `[D]`.
+    ///
+    /// # Errors
+    /// [`Error::Length`], [`Error::NonFinite`] for the query; [`Error::InvalidArgument`] for
+    /// numbers out of range; [`Error::Length`] if the selection was made by a table of another
+    /// size.
+    pub fn search(&self, query: &[f32], search: &Search<'_>) -> Result<Vec<Scored>> {
+        let mut scorer = Scorer::new(self, search.metric, query)?;
+        find(self, &mut scorer, None, search)
     }
 
     pub(crate) fn check_query(&self, query: &[f32]) -> Result<()> {
@@ -496,7 +442,7 @@ impl ItemTable {
 }
 
 /// Scores ranges of rows against one query, with the buffers that this takes.
-struct Scorer<'a> {
+pub(crate) struct Scorer<'a> {
     table: &'a ItemTable,
     metric: Metric,
     query: &'a [f32],
@@ -509,9 +455,12 @@ struct Scorer<'a> {
 }
 
 impl<'a> Scorer<'a> {
-    fn new(table: &'a ItemTable, metric: Metric, query: &'a [f32]) -> Self {
+    /// # Errors
+    /// As [`ItemTable::check_query`].
+    pub(crate) fn new(table: &'a ItemTable, metric: Metric, query: &'a [f32]) -> Result<Self> {
+        table.check_query(query)?;
         let mut coded = vec![0i8; table.dim];
-        Scorer {
+        Ok(Scorer {
             table,
             metric,
             query,
@@ -524,29 +473,25 @@ impl<'a> Scorer<'a> {
             coded,
             sums: [0; BLOCK],
             decoded: vec![0.0; table.dim],
-        }
+        })
+    }
+}
+
+impl Scores for Scorer<'_> {
+    fn approximate(&self) -> bool {
+        !matches!(self.table.codes, Codes::F32(_) | Codes::F16(_))
     }
 
-    /// Offers every row to `top`, but passes over blocks without a row that is `wanted`
-    /// (asked with the first row and the number of rows).
-    fn scan(
-        &mut self,
-        top: &mut TopK,
-        accept: &impl Fn(Row) -> bool,
-        wanted: impl Fn(usize, usize) -> bool,
-    ) {
-        let mut scores = [0.0f32; BLOCK];
-        for first in (0..self.table.items).step_by(BLOCK) {
-            let n = BLOCK.min(self.table.items - first);
-            if wanted(first, n) {
-                self.score(first, &mut scores[..n]);
-                top.offer(first as Row, &scores[..n], accept);
-            }
-        }
+    fn exact(&mut self, row: Row) -> Result<f32> {
+        self.table.decode(row, &mut self.decoded)?;
+        let dot = dot(self.query, &self.decoded);
+        Ok(match self.metric {
+            Metric::Score => dot + self.table.bias(row),
+            Metric::Cosine => cosine(dot, self.norm, dot_norm(&self.decoded)),
+        })
     }
 
-    /// Scores of the rows from `first`, at most `BLOCK` of them.
-    fn score(&mut self, first: usize, scores: &mut [f32]) {
+    fn block(&mut self, first: usize, scores: &mut [f32]) {
         let kernel = kernel::active();
         let (d, n) = (self.table.dim, scores.len());
         let (query, norm, metric) = (self.query, self.norm, self.metric);
@@ -642,19 +587,6 @@ fn dot_norm(x: &[f32]) -> f32 {
 fn cosine(dot: f32, a: f32, b: f32) -> f32 {
     let norms = a * b;
     if norms > 0.0 { dot / norms } else { 0.0 }
-}
-
-fn sorted(rows: &[Row]) -> Vec<Row> {
-    let mut rows = rows.to_vec();
-    rows.sort_unstable();
-    rows
-}
-
-fn check_k(k: usize) -> Result<()> {
-    if k == 0 {
-        return Err(Error::argument("k is 0, ask for at least one item"));
-    }
-    Ok(())
 }
 
 fn check_finite(name: &str, values: &[f32], per_row: usize) -> Result<()> {

@@ -2,9 +2,11 @@
 
 use std::cmp::Ordering;
 
+use crate::filter::Selection;
 use crate::id::Row;
+use crate::kernel;
 
-/// Scores that are compared with the threshold together.
+/// Scores that are compared with the threshold together: one word of a selection.
 const GROUP: usize = 64;
 
 /// A row and its score.
@@ -21,7 +23,7 @@ pub(crate) fn best_first(a: &Scored, b: &Scored) -> Ordering {
     b.score.total_cmp(&a.score).then(a.row.cmp(&b.row))
 }
 
-/// Collects the best `k` of scores offered in ascending order of rows.
+/// Collects the best `k` of the scores offered.
 ///
 /// Candidates above the current k-th score go to a buffer of 4k; when it is full, a selection
 /// cuts it back to k and raises the threshold.
@@ -29,12 +31,15 @@ pub(crate) struct TopK {
     k: usize,
     limit: usize,
     buffer: Vec<Scored>,
-    /// Score of the k-th best so far; before there are k, everything is taken.
-    threshold: Option<f32>,
+    /// The k-th best so far; before there are k, everything is taken.
+    threshold: Option<Scored>,
+    /// Rows may come in any order, so equals of the threshold can still win.
+    unordered: bool,
 }
 
 impl TopK {
-    /// `total` is the number of scores that can be offered at most; it bounds the memory.
+    /// For rows that ascend from offer to offer. `total` is the number of scores that can be
+    /// offered at most; it bounds the memory.
     pub(crate) fn new(k: usize, total: usize) -> Self {
         let k = k.min(total);
         let limit = k.saturating_mul(4).max(64);
@@ -43,54 +48,80 @@ impl TopK {
             limit,
             buffer: Vec::with_capacity(limit.min(total)),
             threshold: None,
+            unordered: false,
         }
     }
 
-    /// Offers a block of scores of rows `first..`; `accept` is asked only for rows that would
-    /// be kept. A NaN counts as the lowest score.
-    pub(crate) fn offer(&mut self, first: Row, scores: &[f32], accept: &impl Fn(Row) -> bool) {
+    #[cfg(test)]
+    /// As [`TopK::new`], for blocks in any order; within a block rows ascend.
+    pub(crate) fn unordered(k: usize, total: usize) -> Self {
+        TopK {
+            unordered: true,
+            ..Self::new(k, total)
+        }
+    }
+
+    /// Offers a block of scores of rows `first..`, of which only those in `within` count;
+    /// `accept` is asked only for rows that would be kept. A NaN counts as the lowest score.
+    pub(crate) fn offer(
+        &mut self,
+        first: Row,
+        scores: &[f32],
+        within: Option<&Selection>,
+        accept: &impl Fn(Row) -> bool,
+    ) {
         if self.k == 0 {
             return;
         }
+        let kernel = kernel::active();
         for (g, group) in scores.chunks(GROUP).enumerate() {
-            // Nearly always nothing is above the threshold: one test without branches, which
-            // compiles to vector compares. A NaN is never above.
-            if let Some(t) = self.threshold
-                && !group.iter().fold(false, |any, &score| any | (score > t))
-            {
+            let start = first as usize + g * GROUP;
+            // Nearly always nothing is above the threshold, and that is one vector test.
+            let mut mask = match self.threshold {
+                Some(t) if self.unordered => kernel.above(group, t.score.next_down()),
+                Some(t) => kernel.above(group, t.score),
+                None => u64::MAX >> (GROUP - group.len()),
+            };
+            if mask == 0 {
                 continue;
             }
-            self.offer_group(first + (g * GROUP) as Row, group, accept);
+            if let Some(rows) = within {
+                mask &= rows.word(start);
+            }
+            while mask != 0 {
+                let i = mask.trailing_zeros() as usize;
+                mask &= mask - 1;
+                self.push((start + i) as Row, group[i], accept);
+            }
         }
     }
 
-    fn offer_group(&mut self, first: Row, scores: &[f32], accept: &impl Fn(Row) -> bool) {
-        for (i, &score) in scores.iter().enumerate() {
-            // Also turns -0.0 into 0.0, so that both sort as equals.
-            let score = if score.is_nan() {
-                f32::NEG_INFINITY
-            } else {
-                score + 0.0
-            };
-            // Rows ascend, so an equal score of a later row loses.
-            if self.threshold.is_some_and(|t| score <= t) {
-                continue;
-            }
-            let row = first + i as Row;
-            if !accept(row) {
-                continue;
-            }
-            self.buffer.push(Scored { row, score });
-            if self.buffer.len() >= self.limit {
-                self.cut();
-            }
+    fn push(&mut self, row: Row, score: f32, accept: &impl Fn(Row) -> bool) {
+        // Also turns -0.0 into 0.0, so that both sort as equals.
+        let score = if score.is_nan() {
+            f32::NEG_INFINITY
+        } else {
+            score + 0.0
+        };
+        let scored = Scored { row, score };
+        // The threshold may have risen since the group was tested.
+        if self
+            .threshold
+            .is_some_and(|t| best_first(&scored, &t) != Ordering::Less)
+            || !accept(row)
+        {
+            return;
+        }
+        self.buffer.push(scored);
+        if self.buffer.len() >= self.limit {
+            self.cut();
         }
     }
 
     fn cut(&mut self) {
         if self.buffer.len() > self.k {
             let (_, kth, _) = self.buffer.select_nth_unstable_by(self.k - 1, best_first);
-            self.threshold = Some(kth.score);
+            self.threshold = Some(*kth);
             self.buffer.truncate(self.k);
         }
     }
@@ -135,7 +166,12 @@ mod tests {
             let accept = |row: Row| row.is_multiple_of(modulus);
             let mut top = TopK::new(k, scores.len());
             for (b, part) in scores.chunks(block).enumerate() {
-                top.offer((b * block) as Row, part, &accept);
+                top.offer((b * block) as Row, part, None, &accept);
+            }
+            prop_assert_eq!(top.finish(), reference(&scores, k, accept));
+            let mut top = TopK::unordered(k, scores.len());
+            for (b, part) in scores.chunks(block).enumerate().rev() {
+                top.offer((b * block) as Row, part, None, &accept);
             }
             prop_assert_eq!(top.finish(), reference(&scores, k, accept));
         }
@@ -144,7 +180,7 @@ mod tests {
     #[test]
     fn signed_zeros_tie_and_nan_is_last() {
         let mut top = TopK::new(3, 4);
-        top.offer(0, &[f32::NAN, -0.0, 0.0, -1.0], &|_| true);
+        top.offer(0, &[f32::NAN, -0.0, 0.0, -1.0], None, &|_| true);
         let rows: Vec<Row> = top.finish().iter().map(|s| s.row).collect();
         assert_eq!(rows, [1, 2, 3]);
     }
@@ -154,7 +190,7 @@ mod tests {
         let mut top = TopK::new(2, 1 << 20);
         let scores: Vec<f32> = (0..1024).map(|x| x as f32).collect();
         for b in 0..64 {
-            top.offer(b * 1024, &scores, &|_| true);
+            top.offer(b * 1024, &scores, None, &|_| true);
         }
         assert!(top.buffer.capacity() <= 64);
         assert_eq!(

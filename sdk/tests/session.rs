@@ -166,7 +166,7 @@ fn axes() -> (tempfile::TempDir, Bundle) {
 }
 
 #[test]
-fn because_names_similar_history() {
+fn because_tells_what_each_history_item_adds_to_the_score() {
     let (_folder, bundle) = axes();
     let (mut s, _) = session(&bundle);
     s.record(Event::new("x")).unwrap();
@@ -175,18 +175,33 @@ fn because_names_similar_history() {
     // user = (1.001, 1): xy = 4.003, x2 = 2.002, y2 = 0.5
     let keys: Vec<&str> = top.iter().map(|r| r.item.as_str()).collect();
     assert_eq!(keys, ["xy", "x2", "y2"]);
-    // xy · x = 3, xy · y = 1: shares 3/4 and 1/4.
-    let because: Vec<(&str, f32)> = top[0]
-        .because
-        .iter()
-        .map(|b| (b.item.as_str(), b.share))
-        .collect();
-    assert_eq!(because, [("x", 0.75), ("y", 0.25)]);
-    assert_eq!(top[2].because.len(), 1);
-    assert_eq!(
-        (top[2].because[0].item.as_str(), top[2].because[0].share),
-        ("y", 1.0)
-    );
+    // The tower sums: without x the user loses x, and xy · x = 3, xy · y = 1.
+    let because = |r: &tercet::Recommendation| -> Vec<(String, f32, f32)> {
+        let list = r.because.iter();
+        list.map(|b| (b.item.clone(), b.contribution, b.share))
+            .collect()
+    };
+    let close = |got: &[(String, f32, f32)], want: &[(&str, f32, f32)]| {
+        assert_eq!(got.len(), want.len(), "{got:?}");
+        for (g, w) in got.iter().zip(want) {
+            assert_eq!(g.0, w.0);
+            assert!(
+                (g.1 - w.1).abs() < 1e-5 && (g.2 - w.2).abs() < 1e-5,
+                "{g:?} {w:?}"
+            );
+        }
+    };
+    close(&because(&top[0]), &[("x", 3.0, 0.75), ("y", 1.0, 0.25)]);
+    close(&because(&top[2]), &[("y", 0.5, 1.0)]);
+    assert!(top.iter().flat_map(|r| &r.because).all(|b| b.member == 0));
+    // Twice seen counts twice; what the tower no longer sees (window 4) does not count.
+    for key in ["x", "y", "y", "y"] {
+        s.record(Event::new(key)).unwrap();
+    }
+    let top = s.recommend(&Query::top(1).explain(true)).unwrap();
+    // The tower sees x y y y. Without x an older y moves up, four of them: 3 · 1 − 1 lost.
+    // Without y only the two x are left: 3 gained for 3 lost, nothing positive.
+    close(&because(&top[0]), &[("x", 2.0, 1.0)]);
     let plain = s.recommend(&Query::top(3)).unwrap();
     assert!(plain.iter().all(|r| r.because.is_empty()));
 }

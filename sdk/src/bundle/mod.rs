@@ -115,6 +115,11 @@ impl Bundle {
         })))
     }
 
+    /// Whether both are clones of one opened bundle.
+    pub(crate) fn same(&self, other: &Bundle) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     /// Folder this bundle was opened from.
     pub fn path(&self) -> &Path {
         &self.0.path

@@ -238,6 +238,8 @@ pub struct ItemTableBuilder<'a> {
     vectors: &'a [f32],
     bias: Option<&'a [f32]>,
     popularity: Option<&'a [f32]>,
+    /// `[N, M]`.
+    modalities: Option<&'a [u8]>,
     attributes: Vec<Attribute>,
 }
 
@@ -283,6 +285,7 @@ impl<'a> ItemTableBuilder<'a> {
             vectors,
             bias: None,
             popularity: None,
+            modalities: None,
             attributes: Vec::new(),
         })
     }
@@ -304,6 +307,19 @@ impl<'a> ItemTableBuilder<'a> {
     pub fn popularity(mut self, popularity: &'a [f32]) -> Result<Self> {
         self.check_column("popularity", popularity)?;
         self.popularity = Some(popularity);
+        Ok(self)
+    }
+
+    /// Adds `shares` `[N, M]`, how much each item's vector rests on each of the manifest's M
+    /// modalities, in 255ths; see [`ModalityShare`](crate::ModalityShare).
+    ///
+    /// # Errors
+    /// [`Error::Length`] unless there is the same number, at least one, for every item.
+    pub fn modalities(mut self, shares: &'a [u8]) -> Result<Self> {
+        let n = self.keys.len();
+        let m = shares.len().div_ceil(n).max(1);
+        check_len("modality shares", n.saturating_mul(m), shares.len())?;
+        self.modalities = Some(shares);
         Ok(self)
     }
 
@@ -371,6 +387,15 @@ impl<'a> ItemTableBuilder<'a> {
         if self.popularity.is_some() {
             declare("popularity", Dtype::F32, n);
         }
+        if let Some(shares) = self.modalities {
+            specs.push(TensorSpec::new(
+                "modalities",
+                Dtype::U8,
+                [n, shares.len() / n],
+            ));
+        }
+        let mut declare =
+            |name: &str, dtype, len: usize| specs.push(TensorSpec::new(name, dtype, [len]));
         declare("ids.offsets", Dtype::U64, n + 1);
         declare("ids.order", Dtype::U32, n);
         declare("ids.bytes", Dtype::U8, key_bytes);
@@ -402,6 +427,9 @@ impl<'a> ItemTableBuilder<'a> {
         }
         if let Some(popularity) = self.popularity {
             out.write("popularity", bytemuck::cast_slice(popularity))?;
+        }
+        if let Some(shares) = self.modalities {
+            out.write("modalities", shares)?;
         }
         write_offsets(&mut out, "ids.offsets", self.keys.iter().map(|k| k.len()))?;
         out.write("ids.order", bytemuck::cast_slice(&order))?;
