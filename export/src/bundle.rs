@@ -17,6 +17,7 @@ use tercet_models::eval::{self, EvalProtocol, evaluate};
 use tercet_models::run::RunFiles;
 use tercet_models::student::Student;
 
+use crate::attribution::modality_shares;
 use crate::error::{Error, Result};
 use crate::onnx::{self, OPSET, TensorData, TowerTensor, Weights};
 use crate::scorer::BundleScorer;
@@ -348,6 +349,8 @@ struct Parts<'a> {
     keys: Vec<&'a str>,
     vectors: Vec<f32>,
     popularity: Vec<f32>,
+    /// `[N, M]`.
+    modalities: Vec<u8>,
     columns: Columns<'a>,
     files: Vec<(String, Vec<u8>)>,
 }
@@ -394,6 +397,7 @@ impl<'a> Parts<'a> {
                 .iter()
                 .map(|&c| (f64::from(c) / total) as f32)
                 .collect(),
+            modalities: modality_shares(student, data, items)?,
             columns: Columns::new(data),
             files,
         })
@@ -402,6 +406,9 @@ impl<'a> Parts<'a> {
     fn write(&self, dest: &Path, manifest: Manifest) -> Result<Bundle> {
         let mut table = ItemTableBuilder::new(self.dim, self.scheme, &self.keys, &self.vectors)?
             .popularity(&self.popularity)?;
+        if !self.modalities.is_empty() {
+            table = table.modalities(&self.modalities)?;
+        }
         for (name, values) in &self.columns.single {
             table = table.attribute(name, values)?;
         }
@@ -504,9 +511,14 @@ impl<'a> Columns<'a> {
         }
         let distinct: HashSet<&str> = values.iter().flatten().map(String::as_str).collect();
         let filled = values.iter().filter(|v| !v.is_empty()).count();
+        // Numbers serve ranges and freshness, however many there are.
+        let is_number = |v: &&str| v.trim().parse::<f64>().is_ok_and(f64::is_finite);
+        if distinct.iter().filter(|v| is_number(v)).count() * 10 >= distinct.len() * 9 {
+            return None;
+        }
         (distinct.len() > filled / 2 && distinct.len() > 1).then(|| {
             format!(
-                "{} distinct values in {filled} items: free text or a number, not a filter",
+                "{} distinct values in {filled} items: free text, not a filter",
                 distinct.len()
             )
         })

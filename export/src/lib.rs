@@ -6,6 +6,7 @@
 //! [`evaluate`](tercet_models::eval::evaluate) measure any bundle as a device would run it.
 #![forbid(unsafe_code)]
 
+mod attribution;
 mod bundle;
 mod error;
 mod inspect;
