@@ -142,6 +142,23 @@ impl<'a> Prior<'a> {
             }
         }
     }
+
+    /// No item gains more than this.
+    pub(crate) fn max_gain(&self) -> f32 {
+        let popularity = self.popularity.map_or(0.0, |(column, weight)| {
+            if weight <= 0.0 {
+                return 0.0;
+            }
+            let max = column.iter().fold(0.0f32, |m, &p| m.max(p));
+            weight * max.sqrt()
+        });
+        let fresh = self
+            .fresh
+            .iter()
+            .map(|f| f.gains.iter().fold(0.0f32, |a, &g| a.max(g)));
+        // Slack for the rounding of up to 1 + terms additions.
+        (popularity + fresh.sum::<f32>()) * (1.0 + 1e-5)
+    }
 }
 
 /// Standard deviation of the finite values; 1 if that is 0 or there are none, so that weights

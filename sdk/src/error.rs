@@ -113,7 +113,9 @@ pub enum Error {
         supported: u64,
     },
     /// The item table uses a scheme this version does not know.
-    #[error("item table scheme {got:?} is not supported; known are f32, f16 and int8")]
+    #[error(
+        "item table scheme {got:?} is not supported; known are f32, f16, int8, int4 and two-stage"
+    )]
     UnsupportedScheme {
         /// Name in the manifest.
         got: String,
@@ -216,6 +218,16 @@ pub enum Error {
         row: usize,
         /// The broken invariant.
         reason: &'static str,
+    },
+    /// The offsets of a table's partitions overlap, leave rows out or point beyond them.
+    #[error("{}: offsets of {tensor:?} do not cover the rows in order, at entry {row}", path.display())]
+    Offsets {
+        /// The tensor file.
+        path: PathBuf,
+        /// The tensor's name.
+        tensor: String,
+        /// First entry that is wrong; 0 if the ends are.
+        row: usize,
     },
     /// An item table without items cannot be written.
     #[error("the item table is empty")]

@@ -174,8 +174,11 @@ impl Scores for Group<'_> {
         }
     }
 
-    fn approximate(&self) -> bool {
-        self.members.iter().any(|m| m.scorer.approximate())
+    fn finalists(&self, k: usize) -> Option<usize> {
+        self.members
+            .iter()
+            .filter_map(|m| m.scorer.finalists(k))
+            .max()
     }
 
     fn exact(&mut self, row: Row) -> Result<f32> {

@@ -6,6 +6,7 @@ compile_error!(
     "bundles are little-endian and read in place; big-endian machines are not supported"
 );
 
+mod batch;
 mod blend;
 pub mod bundle;
 mod caps;
@@ -18,6 +19,7 @@ mod history;
 mod household;
 mod id;
 pub mod kernel;
+mod partition;
 pub mod quant;
 mod ranking;
 mod recommendation;

@@ -1,11 +1,14 @@
 //! Finding the best rows of a table: score a block, compare with the threshold, keep what is
 //! above; then score the finalists again with all the precision there is.
 
+use std::ops::Range;
+
 use crate::blend::{Prior, sample_rows};
 use crate::error::{Error, Result, check_len};
 use crate::filter::Selection;
 use crate::id::Row;
-use crate::table::{ItemTable, Metric};
+use crate::partition::Partitions;
+use crate::table::{ItemTable, Metric, Scorer};
 use crate::topk::{Scored, TopK, best_first};
 
 /// Rows scored at a time; their scores stay in the first-level cache.
@@ -121,8 +124,8 @@ pub(crate) trait Scores {
     /// Scores of the rows from `first`, at most [`BLOCK`] of them.
     fn block(&mut self, first: usize, scores: &mut [f32]);
 
-    /// Whether `block` is good for finding candidates only.
-    fn approximate(&self) -> bool;
+    /// Candidates to keep for `k` results, if `block` is good for finding candidates only.
+    fn finalists(&self, k: usize) -> Option<usize>;
 
     /// The score of a row with all the precision of the table.
     fn exact(&mut self, row: Row) -> Result<f32>;
@@ -132,6 +135,12 @@ pub(crate) trait Scores {
         sample_rows(table.len())
             .map(|row| self.exact(row))
             .collect()
+    }
+
+    /// For every partition of the table the score of its center, and what no score of `block`
+    /// exceeds within it; `false` if there are no partitions or nothing is known of them.
+    fn bounds(&mut self, _centers: &mut Vec<f32>, _bounds: &mut Vec<f32>) -> bool {
+        false
     }
 }
 
@@ -143,18 +152,13 @@ impl Scores for Popular<'_> {
         scores.copy_from_slice(&self.0[first..first + scores.len()]);
     }
 
-    fn approximate(&self) -> bool {
-        false
+    fn finalists(&self, _: usize) -> Option<usize> {
+        None
     }
 
     fn exact(&mut self, row: Row) -> Result<f32> {
         Ok(self.0.get(row as usize).copied().unwrap_or(0.0))
     }
-}
-
-/// Candidates to keep for `k` results of an approximate scan.
-pub(crate) fn finalists(k: usize) -> usize {
-    k.saturating_mul(2).max(k.saturating_add(64))
 }
 
 /// The best rows by `scores` and `prior`, best first, ties to the lower row.
@@ -168,13 +172,11 @@ pub(crate) fn find(
     let mut excluded = search.exclude.to_vec();
     excluded.sort_unstable();
     let accept = |row: Row| excluded.binary_search(&row).is_err();
-    let keep = if scores.approximate() {
-        finalists(search.k)
-    } else {
-        search.k
-    };
-    let mut best = match search.within {
-        Some(rows) if rows.len() < table.len() / SPARSE => {
+    let finalists = scores.finalists(search.k);
+    let keep = finalists.unwrap_or(search.k);
+    let (mut centers, mut bounds) = (Vec::new(), Vec::new());
+    let mut best = match (search.within, table.parts()) {
+        (Some(rows), _) if rows.len() < table.len() / SPARSE => {
             let mut top = TopK::new(keep, rows.len());
             for row in rows.rows().filter(|&row| accept(row)) {
                 let mut score = [0.0];
@@ -186,27 +188,204 @@ pub(crate) fn find(
             }
             top.finish()
         }
-        within => {
+        (within, Some(partitions)) if scores.bounds(&mut centers, &mut bounds) => {
+            if let Some(prior) = prior {
+                let gain = prior.max_gain();
+                // With room for the rounding of one more addition.
+                bounds
+                    .iter_mut()
+                    .for_each(|b| *b += gain + (b.abs() + gain) * 1e-6);
+            }
             let total = within.map_or(table.len(), Selection::len);
-            let mut top = TopK::new(keep, total);
-            let mut buffer = [0.0f32; BLOCK];
-            for first in (0..table.len()).step_by(BLOCK) {
-                let n = BLOCK.min(table.len() - first);
-                if within.is_none_or(|rows| rows.touches(first, n)) {
-                    scores.block(first, &mut buffer[..n]);
-                    if let Some(prior) = prior {
-                        prior.add(first, &mut buffer[..n]);
-                    }
-                    top.offer(first as Row, &buffer[..n], within, &accept);
+            let mut top = TopK::unordered(keep, total);
+            let mut scan = Scan {
+                scores,
+                prior,
+                within,
+                top: &mut top,
+                buffer: [0.0; BLOCK],
+            };
+            let probes = match search.effort {
+                Effort::Default => partitions.probes,
+                Effort::Exact => None,
+                Effort::Probes(n) => Some(n),
+            };
+            match probes {
+                None => visit_by_bound(partitions, &mut scan, &bounds, &accept),
+                Some(n) => {
+                    visit_by_center(
+                        partitions, &mut scan, &centers, &bounds, n, search.k, &accept,
+                    );
                 }
             }
             top.finish()
         }
+        (within, _) => {
+            let total = within.map_or(table.len(), Selection::len);
+            let mut top = TopK::new(keep, total);
+            let mut scan = Scan {
+                scores,
+                prior,
+                within,
+                top: &mut top,
+                buffer: [0.0; BLOCK],
+            };
+            scan.rows(0..table.len(), &accept);
+            top.finish()
+        }
     };
-    if scores.approximate() {
+    if finalists.is_some() {
         rescore(scores, prior, &mut best, search.k)?;
     }
     Ok(best)
+}
+
+/// As [`find`] for one query with several threads, each scanning a range of rows. Tables with
+/// partitions and short lists of rows are left to one.
+pub(crate) fn find_in_parallel(
+    table: &ItemTable,
+    query: &[f32],
+    scorer: &mut Scorer<'_>,
+    search: &Search<'_>,
+) -> Result<Vec<Scored>> {
+    search.check(table)?;
+    let few = search
+        .within
+        .is_some_and(|rows| rows.len() < table.len() / SPARSE);
+    if few || table.parts().is_some() {
+        return find(table, scorer, None, search);
+    }
+    let mut excluded = search.exclude.to_vec();
+    excluded.sort_unstable();
+    let accept = |row: Row| excluded.binary_search(&row).is_err();
+    let finalists = scorer.finalists(search.k);
+    let keep = finalists.unwrap_or(search.k);
+    // Whole blocks, so that words of a selection are not divided.
+    let share = table.len().div_ceil(search.threads).next_multiple_of(BLOCK);
+    let part = |first: usize| -> Result<Vec<Scored>> {
+        let rows = first..table.len().min(first + share);
+        let mut scorer = Scorer::new(table, search.metric, query)?;
+        let mut top = TopK::new(keep, rows.len());
+        let mut scan = Scan {
+            scores: &mut scorer,
+            prior: None,
+            within: search.within,
+            top: &mut top,
+            buffer: [0.0; BLOCK],
+        };
+        scan.rows(rows, &accept);
+        Ok(top.finish())
+    };
+    let parts: Vec<Result<Vec<Scored>>> = std::thread::scope(|scope| {
+        let part = &part;
+        let threads: Vec<_> = (0..table.len())
+            .step_by(share)
+            .map(|first| scope.spawn(move || part(first)))
+            .collect();
+        let failed = || Err(Error::argument("a thread of the search failed"));
+        threads
+            .into_iter()
+            .map(|t| t.join().unwrap_or_else(|_| failed()))
+            .collect()
+    });
+    let mut best = Vec::new();
+    for part in parts {
+        best.extend(part?);
+    }
+    best.sort_unstable_by(best_first);
+    best.truncate(keep);
+    if finalists.is_some() {
+        rescore(scorer, None, &mut best, search.k)?;
+    }
+    Ok(best)
+}
+
+/// A scan in progress.
+struct Scan<'a, 'b> {
+    scores: &'a mut dyn Scores,
+    prior: Option<&'a Prior<'b>>,
+    within: Option<&'a Selection>,
+    top: &'a mut TopK,
+    buffer: [f32; BLOCK],
+}
+
+impl Scan<'_, '_> {
+    /// Offers `rows`, block by block; whether there was any to offer.
+    fn rows(&mut self, rows: Range<usize>, accept: &impl Fn(Row) -> bool) -> bool {
+        let mut any = false;
+        for first in rows.clone().step_by(BLOCK) {
+            let n = BLOCK.min(rows.end - first);
+            if self.within.is_some_and(|rows| !rows.touches(first, n)) {
+                continue;
+            }
+            any = true;
+            let buffer = &mut self.buffer[..n];
+            self.scores.block(first, buffer);
+            if let Some(prior) = self.prior {
+                prior.add(first, buffer);
+            }
+            self.top.offer(first as Row, buffer, self.within, accept);
+        }
+        any
+    }
+}
+
+/// Visits every partition that may hold one of the best, the most promising first.
+fn visit_by_bound(
+    partitions: &Partitions,
+    scan: &mut Scan<'_, '_>,
+    bounds: &[f32],
+    accept: &impl Fn(Row) -> bool,
+) {
+    let mut order: Vec<u32> = (0..bounds.len() as u32).collect();
+    let bound = |p: u32| bounds[p as usize];
+    order.sort_unstable_by(|&a, &b| bound(b).total_cmp(&bound(a)).then(a.cmp(&b)));
+    for p in order {
+        // An equal score of a lower row would still win.
+        if scan.top.worst().is_some_and(|worst| bound(p) < worst) {
+            return;
+        }
+        scan.rows(partitions.rows(p as usize), accept);
+    }
+}
+
+/// Visits the `probes` partitions with the best centers, and more until `k` rows are found.
+fn visit_by_center(
+    partitions: &Partitions,
+    scan: &mut Scan<'_, '_>,
+    centers: &[f32],
+    bounds: &[f32],
+    probes: usize,
+    k: usize,
+    accept: &impl Fn(Row) -> bool,
+) {
+    let mut order: Vec<u32> = (0..centers.len() as u32).collect();
+    let better = |&a: &u32, &b: &u32| {
+        centers[b as usize]
+            .total_cmp(&centers[a as usize])
+            .then(a.cmp(&b))
+    };
+    let (mut sorted, mut visited) = (0, 0);
+    while sorted < order.len() {
+        // Only as much of the order as is needed.
+        let rest = &mut order[sorted..];
+        let next = probes.max(1).min(rest.len());
+        if next < rest.len() {
+            rest.select_nth_unstable_by(next, better);
+        }
+        rest[..next].sort_unstable_by(better);
+        for &p in &rest[..next] {
+            if visited >= probes && scan.top.len() >= k {
+                return;
+            }
+            let p = p as usize;
+            let hopeless = scan.top.worst().is_some_and(|worst| bounds[p] < worst);
+            if hopeless || scan.rows(partitions.rows(p), accept) {
+                visited += 1;
+            }
+        }
+        sorted += next;
+    }
 }
 
 /// Scores finalists exactly and keeps the best `k`.

@@ -4,13 +4,14 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::bundle::tensors::{Half, Offsets, PAD_PREFIX, Slice, Strings, TensorFile};
-use crate::bundle::{Content, Manifest};
+use crate::bundle::{Content, MAX_DIM, Manifest};
 use crate::error::{Error, Result, check_len};
 use crate::filter::Selection;
 use crate::id::{MAX_NAME_BYTES, Row, is_name};
 use crate::kernel;
+use crate::partition::Partitions;
 use crate::quant::{self, Scheme};
-use crate::search::{BLOCK, Scores, Search, find};
+use crate::search::{BLOCK, Scores, Search, find, find_in_parallel};
 use crate::topk::Scored;
 
 /// Code of an item without a value in an attribute column.
@@ -35,6 +36,16 @@ enum Codes {
         codes: Slice<i8>,
         scales: Slice<f32>,
     },
+    Int4 {
+        codes: Slice<u8>,
+        scales: Slice<f32>,
+        factors: Slice<u8>,
+    },
+    TwoStage {
+        high: Slice<u8>,
+        low: Slice<u8>,
+        scales: Slice<f32>,
+    },
 }
 
 #[derive(Clone)]
@@ -56,6 +67,9 @@ pub struct ItemTable {
     items: usize,
     dim: usize,
     codes: Codes,
+    /// Further bits of int8 and two-stage codes, for finalists.
+    tail: Option<Slice<u8>>,
+    partitions: Option<Partitions>,
     bias: Option<Slice<f32>>,
     popularity: Option<Slice<f32>>,
     /// `[N, M]`, 255ths.
@@ -80,6 +94,8 @@ impl ItemTable {
         let (n, d) = (manifest.items, manifest.dim);
         let mut file = TensorFile::parse(path, content)?;
         let shape = [Some(n), Some(d)];
+        // D is even for the schemes that pack two values into a byte: the manifest was checked.
+        let halves = [Some(n), Some(d / 2)];
         let codes = match manifest.table.scheme {
             Scheme::F32 => Codes::F32(file.take("codes", &shape)?),
             Scheme::F16 => Codes::F16(file.take("codes", &shape)?),
@@ -87,6 +103,21 @@ impl ItemTable {
                 codes: file.take("codes", &shape)?,
                 scales: file.take("scales", &[Some(n)])?,
             },
+            Scheme::Int4 => Codes::Int4 {
+                codes: file.take("codes", &halves)?,
+                scales: file.take("scales", &[Some(n)])?,
+                factors: file.take("factors", &[Some(n), Some(kernel::groups(d))])?,
+            },
+            Scheme::TwoStage => Codes::TwoStage {
+                high: file.take("codes", &halves)?,
+                low: file.take("codes.low", &halves)?,
+                scales: file.take("scales", &[Some(n)])?,
+            },
+        };
+        let tail = if manifest.table.scheme.takes_tail() && file.contains("tail") {
+            Some(file.take("tail", &halves)?)
+        } else {
+            None
         };
         let mut optional = |name: &str| -> Result<Option<Slice<f32>>> {
             if file.contains(name) {
@@ -101,6 +132,15 @@ impl ItemTable {
             Some(file.take("modalities", &[Some(n), Some(manifest.modalities.len())])?)
         } else {
             None
+        };
+        let partitions = match manifest.table.partitions {
+            Some(count) => {
+                let biased = bias.is_some();
+                let mut p = Partitions::take(&mut file, path, n, d, count, biased)?;
+                p.probes = manifest.table.probes;
+                Some(p)
+            }
+            None => None,
         };
         let keys = Strings::take(&mut file, "ids", Some(n))?;
         let order = file.take("ids.order", &[Some(n)])?;
@@ -128,6 +168,8 @@ impl ItemTable {
             items: n,
             dim: d,
             codes,
+            tail,
+            partitions,
             bias,
             popularity,
             modalities,
@@ -154,7 +196,37 @@ impl ItemTable {
             Codes::F32(_) => Scheme::F32,
             Codes::F16(_) => Scheme::F16,
             Codes::Int8 { .. } => Scheme::Int8,
+            Codes::Int4 { .. } => Scheme::Int4,
+            Codes::TwoStage { .. } => Scheme::TwoStage,
         }
+    }
+
+    /// Whether finalists are scored with a tail of further bits: see
+    /// [`quant::tail`].
+    pub fn has_tail(&self) -> bool {
+        self.tail.is_some()
+    }
+
+    /// Number of partitions that rows are stored by, if they are.
+    pub fn partitions(&self) -> Option<usize> {
+        self.partitions.as_ref().map(Partitions::len)
+    }
+
+    /// Codes `[N, D]` and scales `[N]` of an int8 table.
+    pub(crate) fn int8_codes(&self) -> Option<(&[i8], &[f32])> {
+        match &self.codes {
+            Codes::Int8 { codes, scales } => Some((codes.get(), scales.get())),
+            _ => None,
+        }
+    }
+
+    /// Bias `[N]`, if the table has one.
+    pub(crate) fn biases(&self) -> Option<&[f32]> {
+        self.bias.as_ref().map(Slice::get)
+    }
+
+    pub(crate) fn parts(&self) -> Option<&Partitions> {
+        self.partitions.as_ref()
     }
 
     /// Key of the item at `row`.
@@ -212,13 +284,44 @@ impl ItemTable {
     pub fn decode(&self, row: Row, out: &mut [f32]) -> Result<()> {
         self.check_row(row)?;
         check_len("out", self.dim, out.len())?;
-        let range = row as usize * self.dim..(row as usize + 1) * self.dim;
-        match &self.codes {
-            Codes::F32(codes) => out.copy_from_slice(&codes.get()[range]),
-            Codes::F16(codes) => quant::f16::decode(bytemuck::cast_slice(&codes.get()[range]), out),
-            Codes::Int8 { codes, scales } => {
-                quant::int8::decode(&codes.get()[range], scales.get()[row as usize], out);
+        let (row, d) = (row as usize, self.dim);
+        let range = row * d..(row + 1) * d;
+        let halves = row * (d / 2)..(row + 1) * (d / 2);
+        // Codes of one row; longer ones than any dim do not exist.
+        let mut joined = [0i8; MAX_DIM];
+        let (codes, scale) = match &self.codes {
+            Codes::F32(codes) => {
+                out.copy_from_slice(&codes.get()[range]);
+                return Ok(());
             }
+            Codes::F16(codes) => {
+                quant::f16::decode(bytemuck::cast_slice(&codes.get()[range]), out);
+                return Ok(());
+            }
+            Codes::Int4 {
+                codes,
+                scales,
+                factors,
+            } => {
+                let g = kernel::groups(d);
+                let factors = &factors.get()[row * g..(row + 1) * g];
+                quant::int4::decode(&codes.get()[halves], factors, scales.get()[row], out);
+                return Ok(());
+            }
+            Codes::Int8 { codes, scales } => (&codes.get()[range], scales.get()[row]),
+            Codes::TwoStage { high, low, scales } => {
+                let codes = &mut joined[..d];
+                quant::two_stage::join(
+                    &high.get()[halves.clone()],
+                    &low.get()[halves.clone()],
+                    codes,
+                );
+                (&*codes, scales.get()[row])
+            }
+        };
+        match &self.tail {
+            Some(tail) => quant::tail::decode(codes, scale, &tail.get()[halves], out),
+            None => quant::int8::decode(codes, scale, out),
         }
         Ok(())
     }
@@ -298,8 +401,10 @@ impl ItemTable {
     /// `exclude` are skipped during the scan, so `k` items are returned whenever so many
     /// remain; with `k` > N all of them are.
     ///
-    /// An int8 table is scanned with an int8 query for max(2k, k + 64) finalists, which are
-    /// then scored again with the f32 query.
+    /// Tables of integers are scanned with an int8 query for max(2k, k + 64) finalists, a
+    /// two-stage one for max(4k, k + 256), which are then scored again with the f32 query and
+    /// every bit that the table has. A table with partitions is searched as its bundle proposes:
+    /// see [`Effort::Default`](crate::Effort).
     ///
     /// # Shapes
     /// `query` `[D]`; `exclude` in any order, repeats and rows beyond N are harmless.
@@ -355,7 +460,10 @@ impl ItemTable {
     /// size.
     pub fn search(&self, query: &[f32], search: &Search<'_>) -> Result<Vec<Scored>> {
         let mut scorer = Scorer::new(self, search.metric, query)?;
-        find(self, &mut scorer, None, search)
+        if search.threads == 1 {
+            return find(self, &mut scorer, None, search);
+        }
+        find_in_parallel(self, query, &mut scorer, search)
     }
 
     pub(crate) fn check_query(&self, query: &[f32]) -> Result<()> {
@@ -396,13 +504,34 @@ impl ItemTable {
                 if let Some(i) = codes.get().iter().position(|&c| c == i8::MIN) {
                     return Err(Error::corrupt("codes", i / self.dim, "a code is -128"));
                 }
-                let good = |s: &f32| s.is_finite() && *s > 0.0;
-                if let Some(row) = scales.get().iter().position(|s| !good(s)) {
-                    let reason = "a scale is not finite and positive";
-                    return Err(Error::corrupt("scales", row, reason));
+                check_scales(scales.get())?;
+            }
+            Codes::Int4 {
+                scales, factors, ..
+            } => {
+                if let Some(i) = factors.get().iter().position(|&f| f == 0) {
+                    let row = i / kernel::groups(self.dim);
+                    return Err(Error::corrupt("factors", row, "a factor is 0"));
                 }
+                check_scales(scales.get())?;
+            }
+            Codes::TwoStage { high, low, scales } => {
+                let mut codes = vec![0i8; self.dim];
+                let bytes = self.dim / 2;
+                let rows = high
+                    .get()
+                    .chunks_exact(bytes)
+                    .zip(low.get().chunks_exact(bytes));
+                for (row, (high, low)) in rows.enumerate() {
+                    quant::two_stage::join(high, low, &mut codes);
+                    if codes.contains(&i8::MIN) {
+                        return Err(Error::corrupt("codes", row, "a code is -128"));
+                    }
+                }
+                check_scales(scales.get())?;
             }
         }
+        self.verify_partitions()?;
         for (name, column) in [("bias", &self.bias), ("popularity", &self.popularity)] {
             if let Some(column) = column {
                 check_finite(name, column.get(), 1)?;
@@ -441,6 +570,73 @@ impl ItemTable {
     }
 }
 
+impl ItemTable {
+    /// The vector of a row as the scan sees it.
+    fn decode_scanned(&self, row: usize, out: &mut [f32]) -> Result<()> {
+        let d = self.dim;
+        match &self.codes {
+            Codes::Int8 { codes, scales } => {
+                let codes = &codes.get()[row * d..(row + 1) * d];
+                quant::int8::decode(codes, scales.get()[row], out);
+            }
+            Codes::TwoStage { high, scales, .. } => {
+                let high = &high.get()[row * (d / 2)..(row + 1) * (d / 2)];
+                quant::two_stage::decode_coarse(high, scales.get()[row], out);
+            }
+            _ => self.decode(row as Row, out)?,
+        }
+        Ok(())
+    }
+
+    /// Checks that every row lies in its partition's ball.
+    fn verify_partitions(&self) -> Result<()> {
+        let Some(partitions) = &self.partitions else {
+            return Ok(());
+        };
+        let (mut c, mut x) = (vec![0.0; self.dim], vec![0.0; self.dim]);
+        for p in 0..partitions.len() {
+            partitions.centroid(p, &mut c);
+            let radius = partitions.radius(p);
+            if !c.iter().all(|v| v.is_finite()) || !radius.is_finite() {
+                let reason = "a centroid or radius is not finite";
+                return Err(Error::corrupt("partition.radii", p, reason));
+            }
+            for row in partitions.rows(p) {
+                self.decode_scanned(row, &mut x)?;
+                if distance(&x, &c) > f64::from(radius) {
+                    let reason = "a row lies beyond the radius";
+                    return Err(Error::corrupt("partition.radii", p, reason));
+                }
+                let bias = self.bias(row as Row);
+                if partitions.largest_bias(p).is_some_and(|most| bias > most) {
+                    let reason = "a row has a larger bias";
+                    return Err(Error::corrupt("partition.bias", p, reason));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Euclidean distance.
+pub(crate) fn distance(x: &[f32], y: &[f32]) -> f64 {
+    let square = x
+        .iter()
+        .zip(y)
+        .map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2));
+    square.sum::<f64>().sqrt()
+}
+
+fn check_scales(scales: &[f32]) -> Result<()> {
+    match scales.iter().position(|s| !s.is_finite() || *s <= 0.0) {
+        Some(row) => {
+            let reason = "a scale is not finite and positive";
+            Err(Error::corrupt("scales", row, reason))
+        }
+        None => Ok(()),
+    }
+}
+
 /// Scores ranges of rows against one query, with the buffers that this takes.
 pub(crate) struct Scorer<'a> {
     table: &'a ItemTable,
@@ -449,6 +645,8 @@ pub(crate) struct Scorer<'a> {
     norm: f32,
     bias: Option<&'a [f32]>,
     coded: Vec<i8>,
+    /// Sum of `coded`.
+    coded_sum: i32,
     query_scale: f32,
     sums: [i32; BLOCK],
     decoded: Vec<f32>,
@@ -460,6 +658,7 @@ impl<'a> Scorer<'a> {
     pub(crate) fn new(table: &'a ItemTable, metric: Metric, query: &'a [f32]) -> Result<Self> {
         table.check_query(query)?;
         let mut coded = vec![0i8; table.dim];
+        let query_scale = quant::int8::encode(query, &mut coded);
         Ok(Scorer {
             table,
             metric,
@@ -469,7 +668,8 @@ impl<'a> Scorer<'a> {
                 Metric::Score => table.bias.as_ref().map(Slice::get),
                 Metric::Cosine => None,
             },
-            query_scale: quant::int8::encode(query, &mut coded),
+            query_scale,
+            coded_sum: coded.iter().map(|&c| i32::from(c)).sum(),
             coded,
             sums: [0; BLOCK],
             decoded: vec![0.0; table.dim],
@@ -478,8 +678,33 @@ impl<'a> Scorer<'a> {
 }
 
 impl Scores for Scorer<'_> {
-    fn approximate(&self) -> bool {
-        !matches!(self.table.codes, Codes::F32(_) | Codes::F16(_))
+    fn finalists(&self, k: usize) -> Option<usize> {
+        match self.table.codes {
+            Codes::F32(_) | Codes::F16(_) => None,
+            Codes::Int8 { .. } | Codes::Int4 { .. } => {
+                Some(k.saturating_mul(2).max(k.saturating_add(64)))
+            }
+            Codes::TwoStage { .. } => Some(k.saturating_mul(4).max(k.saturating_add(256))),
+        }
+    }
+
+    fn bounds(&mut self, centers: &mut Vec<f32>, bounds: &mut Vec<f32>) -> bool {
+        let Some(partitions) = &self.table.partitions else {
+            return false;
+        };
+        if self.metric != Metric::Score {
+            return false;
+        }
+        match self.table.codes {
+            Codes::F32(_) | Codes::F16(_) => partitions.bounds(self.query, centers, bounds),
+            // The scan multiplies with the query's codes: its scores are bounded, not those of
+            // the query itself.
+            _ => {
+                quant::int8::decode(&self.coded, self.query_scale, &mut self.decoded);
+                partitions.bounds(&self.decoded, centers, bounds);
+            }
+        }
+        true
     }
 
     fn exact(&mut self, row: Row) -> Result<f32> {
@@ -542,6 +767,41 @@ impl Scores for Scorer<'_> {
                             );
                         }
                     }
+                }
+            }
+            Codes::Int4 { .. } | Codes::TwoStage { .. } if metric == Metric::Cosine => {
+                let x = &mut self.decoded;
+                for (i, s) in scores.iter_mut().enumerate() {
+                    // Rows of the scan exist; only such a row could fail.
+                    *s = match self.table.decode((first + i) as Row, x) {
+                        Ok(()) => cosine(dot(query, x), norm, dot_norm(x)),
+                        Err(_) => f32::NEG_INFINITY,
+                    };
+                }
+            }
+            Codes::Int4 {
+                codes,
+                scales,
+                factors,
+            } => {
+                let g = kernel::groups(d);
+                let rows = &codes.get()[first * (d / 2)..(first + n) * (d / 2)];
+                let factors = &factors.get()[first * g..(first + n) * g];
+                let sums = &mut self.sums[..n];
+                kernel.dot_i4(&self.coded, rows, factors, sums);
+                let scales = &scales.get()[first..first + n];
+                for ((s, &sum), &scale) in scores.iter_mut().zip(&*sums).zip(scales) {
+                    *s = sum as f32 * (scale * self.query_scale);
+                }
+            }
+            Codes::TwoStage { high, scales, .. } => {
+                let rows = &high.get()[first * (d / 2)..(first + n) * (d / 2)];
+                let sums = &mut self.sums[..n];
+                kernel.dot_u4(&self.coded, rows, sums);
+                let scales = &scales.get()[first..first + n];
+                let half = 0.5 * self.query_scale;
+                for ((s, &sum), &scale) in scores.iter_mut().zip(&*sums).zip(scales) {
+                    *s = quant::two_stage::coarse(sum, self.coded_sum) as f32 * (scale * half);
                 }
             }
         }

@@ -52,7 +52,6 @@ impl TopK {
         }
     }
 
-    #[cfg(test)]
     /// As [`TopK::new`], for blocks in any order; within a block rows ascend.
     pub(crate) fn unordered(k: usize, total: usize) -> Self {
         TopK {
@@ -118,8 +117,22 @@ impl TopK {
         }
     }
 
+    /// Score of the k-th best so far, if there are k.
+    pub(crate) fn worst(&mut self) -> Option<f32> {
+        // A cut costs a pass over the buffer; in between the last threshold is good enough.
+        if self.buffer.len() >= self.k.saturating_mul(2).max(1) || self.threshold.is_none() {
+            self.cut();
+        }
+        self.threshold.map(|t| t.score)
+    }
+
+    /// Rows kept so far, k and more once there are k.
+    pub(crate) fn len(&self) -> usize {
+        self.buffer.len()
+    }
+
     fn cut(&mut self) {
-        if self.buffer.len() > self.k {
+        if self.k > 0 && self.buffer.len() >= self.k {
             let (_, kth, _) = self.buffer.select_nth_unstable_by(self.k - 1, best_first);
             self.threshold = Some(*kth);
             self.buffer.truncate(self.k);

@@ -28,6 +28,9 @@ pub const MAX_DIM: usize = 1024;
 /// Largest accepted window of the user tower, in events.
 pub const MAX_WINDOW: usize = 4096;
 
+/// Largest accepted number of partitions of an item table.
+pub const MAX_PARTITIONS: usize = 1 << 16;
+
 const MAX_LIST: usize = 256;
 
 /// Content of `manifest.json`. Field by field in `FORMAT.md`.
@@ -86,6 +89,24 @@ pub struct Modality {
 pub struct TableInfo {
     /// Number format of `codes`.
     pub scheme: Scheme,
+    /// Number of partitions the rows are stored by; none if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub partitions: Option<usize>,
+    /// Partitions that a search looks at unless the query says otherwise; absent: all that its
+    /// bound does not rule out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probes: Option<usize>,
+}
+
+impl TableInfo {
+    /// A table without partitions.
+    pub fn new(scheme: Scheme) -> Self {
+        TableInfo {
+            scheme,
+            partitions: None,
+            probes: None,
+        }
+    }
 }
 
 /// What an engine must be able to run.
@@ -172,9 +193,7 @@ impl Manifest {
             items: 0,
             modalities: Vec::new(),
             behaviors: vec!["any".to_string()],
-            table: TableInfo {
-                scheme: Scheme::Int8,
-            },
+            table: TableInfo::new(Scheme::Int8),
             window,
             engine: EngineInfo::default(),
             files: BTreeMap::new(),
@@ -256,6 +275,27 @@ impl Manifest {
                 self.items,
                 u32::MAX
             ));
+        }
+        let table = &self.table;
+        if table.scheme.is_packed() && !self.dim.is_multiple_of(2) {
+            return fail(format!(
+                "dim is {}, {} needs an even number",
+                self.dim, table.scheme
+            ));
+        }
+        if table
+            .partitions
+            .is_some_and(|p| p == 0 || p > MAX_PARTITIONS || p > self.items)
+        {
+            return fail(format!(
+                "table.partitions must be 1 to {MAX_PARTITIONS} and at most items"
+            ));
+        }
+        if table
+            .probes
+            .is_some_and(|p| p == 0 || table.partitions.is_none_or(|n| p > n))
+        {
+            return fail("table.probes must be 1 to table.partitions".into());
         }
         if self.window == 0 || self.window > MAX_WINDOW {
             return fail(format!(

@@ -1,5 +1,6 @@
 #![doc = include_str!("../../FORMAT.md")]
 
+mod cluster;
 mod manifest;
 mod map;
 pub(crate) mod tensors;
@@ -13,7 +14,7 @@ use sha2::{Digest, Sha256};
 
 pub use manifest::{
     EngineInfo, FORMAT_VERSION, FileInfo, ITEMS_FILE, MANIFEST_FILE, MAX_DIM, MAX_MANIFEST_BYTES,
-    MAX_WINDOW, Manifest, Modality, Probe, ProbeEvent, TableInfo,
+    MAX_PARTITIONS, MAX_WINDOW, Manifest, Modality, Probe, ProbeEvent, TableInfo,
 };
 pub(crate) use map::Content;
 pub use map::LoadMode;

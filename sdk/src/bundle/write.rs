@@ -9,12 +9,18 @@ use std::path::{Path, PathBuf};
 use safetensors::Dtype;
 use sha2::{Digest, Sha256};
 
-use super::manifest::{FileInfo, ITEMS_FILE, MANIFEST_FILE, MAX_DIM, Manifest, TableInfo};
+use super::cluster::cluster;
+use super::manifest::{
+    FileInfo, ITEMS_FILE, MANIFEST_FILE, MAX_DIM, MAX_PARTITIONS, Manifest, TableInfo,
+};
 use super::tensors::{ALIGNMENT, MAX_HEADER_BYTES, PAD_PREFIX};
 use super::{Bundle, hex};
 use crate::error::{Error, Result, check_len};
 use crate::id::{check_key, is_file_name, is_name};
+use crate::kernel;
+use crate::partition::rounded_up;
 use crate::quant::{self, Scheme};
+use crate::table::distance;
 
 /// Code of an item without a value in an attribute column.
 pub(crate) const NO_VALUE: u32 = u32::MAX;
@@ -111,6 +117,11 @@ impl TensorWriter {
             ))
         })?;
         self.put(bytes)
+    }
+
+    /// Whether tensor `name` is still to come.
+    fn expects(&self, name: &str) -> bool {
+        self.queue.iter().any(|(due, ..)| due == name)
     }
 
     /// Completes and syncs the file.
@@ -241,6 +252,8 @@ pub struct ItemTableBuilder<'a> {
     /// `[N, M]`.
     modalities: Option<&'a [u8]>,
     attributes: Vec<Attribute>,
+    tail: bool,
+    partitions: Option<usize>,
 }
 
 impl<'a> ItemTableBuilder<'a> {
@@ -287,6 +300,8 @@ impl<'a> ItemTableBuilder<'a> {
             popularity: None,
             modalities: None,
             attributes: Vec::new(),
+            tail: false,
+            partitions: None,
         })
     }
 
@@ -360,6 +375,40 @@ impl<'a> ItemTableBuilder<'a> {
         Ok(self)
     }
 
+    /// Adds 4 more bits a value, which only finalists are scored with: see
+    /// [`quant::tail`](crate::quant::tail).
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] unless the scheme is int8 or two-stage.
+    pub fn tail(mut self) -> Result<Self> {
+        if !self.scheme.takes_tail() {
+            return Err(Error::argument(format!(
+                "a tail follows int8 and two-stage codes, not {}",
+                self.scheme
+            )));
+        }
+        self.tail = true;
+        Ok(self)
+    }
+
+    /// Stores the rows in `count` partitions of items that are close to each other, so that a
+    /// search can pass over most of them. Rows then have another order than the items given.
+    /// Costs about N · `count` · D products when the table is written.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] unless `count` is 1 to 65536 and at most N.
+    pub fn partitions(mut self, count: usize) -> Result<Self> {
+        if count == 0 || count > MAX_PARTITIONS || count > self.keys.len() {
+            return Err(Error::argument(format!(
+                "{count} partitions for {} items, accepted are 1 to {MAX_PARTITIONS} and at most \
+                 as many as items",
+                self.keys.len()
+            )));
+        }
+        self.partitions = Some(count);
+        Ok(self)
+    }
+
     /// Number of items.
     pub fn items(&self) -> usize {
         self.keys.len()
@@ -372,80 +421,118 @@ impl<'a> ItemTableBuilder<'a> {
     /// [`Error::NonFinite`] for a value that the scheme cannot hold; [`Error::Io`].
     pub fn write(&self, path: impl AsRef<Path>) -> Result<FileInfo> {
         let n = self.keys.len();
-        let order = self.sorted_rows()?;
+        let layout = Layout::new(self)?;
+        let rows = &layout.rows;
+        let order = self.sorted_rows(rows)?;
         let key_bytes: usize = self.keys.iter().map(|k| k.len()).sum();
 
-        let mut specs = vec![TensorSpec::new("codes", self.scheme.dtype(), [n, self.dim])];
+        let halves = [n, self.dim / 2];
+        let width = if self.scheme.is_packed() {
+            self.dim / 2
+        } else {
+            self.dim
+        };
+        let mut specs = vec![TensorSpec::new("codes", self.scheme.dtype(), [n, width])];
         let mut declare =
-            |name: &str, dtype, len: usize| specs.push(TensorSpec::new(name, dtype, [len]));
-        if self.scheme == Scheme::Int8 {
-            declare("scales", Dtype::F32, n);
+            |name: &str, dtype, shape: &[usize]| specs.push(TensorSpec::new(name, dtype, shape));
+        if !matches!(self.scheme, Scheme::F32 | Scheme::F16) {
+            declare("scales", Dtype::F32, &[n]);
+        }
+        match self.scheme {
+            Scheme::Int4 => declare("factors", Dtype::U8, &[n, kernel::groups(self.dim)]),
+            Scheme::TwoStage => declare("codes.low", Dtype::U8, &halves),
+            _ => {}
+        }
+        if self.tail {
+            declare("tail", Dtype::U8, &halves);
+        }
+        if let Some(count) = self.partitions {
+            declare("partition.centroids", Dtype::F16, &[count, self.dim]);
+            declare("partition.radii", Dtype::F32, &[count]);
+            if self.bias.is_some() {
+                declare("partition.bias", Dtype::F32, &[count]);
+            }
+            declare("partition.offsets", Dtype::U32, &[count + 1]);
         }
         if self.bias.is_some() {
-            declare("bias", Dtype::F32, n);
+            declare("bias", Dtype::F32, &[n]);
         }
         if self.popularity.is_some() {
-            declare("popularity", Dtype::F32, n);
+            declare("popularity", Dtype::F32, &[n]);
         }
         if let Some(shares) = self.modalities {
-            specs.push(TensorSpec::new(
-                "modalities",
-                Dtype::U8,
-                [n, shares.len() / n],
-            ));
+            declare("modalities", Dtype::U8, &[n, shares.len() / n]);
         }
-        let mut declare =
-            |name: &str, dtype, len: usize| specs.push(TensorSpec::new(name, dtype, [len]));
-        declare("ids.offsets", Dtype::U64, n + 1);
-        declare("ids.order", Dtype::U32, n);
-        declare("ids.bytes", Dtype::U8, key_bytes);
+        declare("ids.offsets", Dtype::U64, &[n + 1]);
+        declare("ids.order", Dtype::U32, &[n]);
+        declare("ids.bytes", Dtype::U8, &[key_bytes]);
         for a in &self.attributes {
             let name = format!("attr.{}", a.name);
             match &a.column {
-                Column::Single(codes) => declare(&name, Dtype::U32, codes.len()),
+                Column::Single(codes) => declare(&name, Dtype::U32, &[codes.len()]),
                 Column::List { offsets, codes } => {
-                    declare(&format!("{name}.offsets"), Dtype::U64, offsets.len());
-                    declare(&name, Dtype::U32, codes.len());
+                    declare(&format!("{name}.offsets"), Dtype::U64, &[offsets.len()]);
+                    declare(&name, Dtype::U32, &[codes.len()]);
                 }
             }
-            declare(
-                &format!("{name}.values.offsets"),
-                Dtype::U64,
-                a.values.len() + 1,
-            );
+            let values = [a.values.len() + 1];
+            declare(&format!("{name}.values.offsets"), Dtype::U64, &values);
             let bytes = a.values.iter().map(String::len).sum();
-            declare(&format!("{name}.values.bytes"), Dtype::U8, bytes);
+            declare(&format!("{name}.values.bytes"), Dtype::U8, &[bytes]);
         }
 
         let mut out = TensorWriter::create(path, &specs)?;
-        let scales = self.write_codes(&mut out)?;
-        if self.scheme == Scheme::Int8 {
-            out.write("scales", bytemuck::cast_slice(&scales))?;
+        self.write_codes(&mut out, &layout)?;
+        if self.partitions.is_some() {
+            layout.write(&mut out)?;
         }
+        let column =
+            |values: &[f32]| -> Vec<f32> { rows.iter().map(|&row| values[row as usize]).collect() };
         if let Some(bias) = self.bias {
-            out.write("bias", bytemuck::cast_slice(bias))?;
+            out.write("bias", bytemuck::cast_slice(&column(bias)))?;
         }
         if let Some(popularity) = self.popularity {
-            out.write("popularity", bytemuck::cast_slice(popularity))?;
+            out.write("popularity", bytemuck::cast_slice(&column(popularity)))?;
         }
         if let Some(shares) = self.modalities {
-            out.write("modalities", shares)?;
+            let m = shares.len() / n;
+            for &row in rows {
+                out.write(
+                    "modalities",
+                    &shares[row as usize * m..(row as usize + 1) * m],
+                )?;
+            }
         }
-        write_offsets(&mut out, "ids.offsets", self.keys.iter().map(|k| k.len()))?;
+        let key = |row: u32| self.keys[row as usize];
+        write_offsets(
+            &mut out,
+            "ids.offsets",
+            rows.iter().map(|&row| key(row).len()),
+        )?;
         out.write("ids.order", bytemuck::cast_slice(&order))?;
-        for key in &self.keys {
-            out.write("ids.bytes", key.as_bytes())?;
+        for &row in rows {
+            out.write("ids.bytes", key(row).as_bytes())?;
         }
         for a in &self.attributes {
             let name = format!("attr.{}", a.name);
-            let codes = match &a.column {
-                Column::Single(codes) => codes,
-                Column::List { offsets, codes } => {
-                    out.write(&format!("{name}.offsets"), bytemuck::cast_slice(offsets))?;
-                    codes
+            match &a.column {
+                Column::Single(codes) => {
+                    for &row in rows {
+                        out.write(&name, &codes[row as usize].to_le_bytes())?;
+                    }
                 }
-            };
-            out.write(&name, bytemuck::cast_slice(codes))?;
+                Column::List { offsets, codes } => {
+                    let range = |row: u32| {
+                        let row = row as usize;
+                        offsets[row] as usize..offsets[row + 1] as usize
+                    };
+                    let lengths = rows.iter().map(|&row| range(row).len());
+                    write_offsets(&mut out, &format!("{name}.offsets"), lengths)?;
+                    for &row in rows {
+                        out.write(&name, bytemuck::cast_slice(&codes[range(row)]))?;
+                    }
+                }
+            }
             let lengths = a.values.iter().map(String::len);
             write_offsets(&mut out, &format!("{name}.values.offsets"), lengths)?;
             for value in &a.values {
@@ -455,19 +542,29 @@ impl<'a> ItemTableBuilder<'a> {
         out.finish()
     }
 
-    /// Encodes row by row; returns the scales of the int8 scheme.
-    fn write_codes(&self, out: &mut TensorWriter) -> Result<Vec<f32>> {
+    fn vector(&self, row: u32) -> &[f32] {
+        &self.vectors[row as usize * self.dim..(row as usize + 1) * self.dim]
+    }
+
+    /// Encodes row by row, once for every plane of the scheme.
+    fn write_codes(&self, out: &mut TensorWriter, layout: &Layout) -> Result<()> {
+        let d = self.dim;
+        let refuse = |what: &str, row: u32| Error::NonFinite {
+            what: format!("vectors (as {what})"),
+            row: row as usize,
+        };
         let mut scales = Vec::new();
-        let mut codes = vec![0i8; self.dim];
-        let mut halves = vec![half::f16::ZERO; self.dim];
-        for (row, x) in self.vectors.chunks_exact(self.dim).enumerate() {
+        let mut codes = vec![0i8; d];
+        let (mut high, mut low) = (vec![0u8; d / 2], vec![0u8; d / 2]);
+        let mut factors = vec![0u8; kernel::groups(d)];
+        let mut all_factors = Vec::new();
+        let mut halves = vec![half::f16::ZERO; d];
+        for &row in &layout.rows {
+            let x = self.vector(row);
             match self.scheme {
                 Scheme::F32 => out.write("codes", bytemuck::cast_slice(x))?,
                 Scheme::F16 => {
-                    quant::f16::encode(x, &mut halves).map_err(|_| Error::NonFinite {
-                        what: "vectors (as f16)".into(),
-                        row,
-                    })?;
+                    quant::f16::encode(x, &mut halves).map_err(|_| refuse("f16", row))?;
                     for h in &halves {
                         out.write("codes", &h.to_bits().to_le_bytes())?;
                     }
@@ -476,24 +573,54 @@ impl<'a> ItemTableBuilder<'a> {
                     scales.push(quant::int8::encode(x, &mut codes));
                     out.write("codes", bytemuck::cast_slice(&codes))?;
                 }
+                Scheme::Int4 => {
+                    if x.iter().any(|v| v.abs() > f32::MAX / 2.0) {
+                        return Err(refuse("int4", row));
+                    }
+                    scales.push(quant::int4::encode(x, &mut high, &mut factors));
+                    all_factors.extend_from_slice(&factors);
+                    out.write("codes", &high)?;
+                }
+                Scheme::TwoStage => {
+                    scales.push(quant::int8::encode(x, &mut codes));
+                    quant::two_stage::split(&codes, &mut high, &mut low);
+                    out.write("codes", &high)?;
+                }
             }
         }
-        Ok(scales)
+        out.write("scales", bytemuck::cast_slice(&scales))?;
+        out.write("factors", &all_factors)?;
+        if self.scheme == Scheme::TwoStage {
+            for &row in &layout.rows {
+                quant::int8::encode(self.vector(row), &mut codes);
+                quant::two_stage::split(&codes, &mut high, &mut low);
+                out.write("codes.low", &low)?;
+            }
+        }
+        if self.tail {
+            for &row in &layout.rows {
+                let x = self.vector(row);
+                let scale = quant::int8::encode(x, &mut codes);
+                quant::tail::encode(x, &codes, scale, &mut low);
+                out.write("tail", &low)?;
+            }
+        }
+        Ok(())
     }
 
-    /// Rows in the byte order of their keys.
-    fn sorted_rows(&self) -> Result<Vec<u32>> {
+    /// Rows of the table, which holds the items `rows`, in the byte order of their keys.
+    fn sorted_rows(&self, rows: &[u32]) -> Result<Vec<u32>> {
         for key in &self.keys {
             check_key(key)?;
         }
         let mut order: Vec<u32> = (0..self.keys.len() as u32).collect();
-        let key = |row: u32| self.keys[row as usize];
+        let key = |row: u32| self.keys[rows[row as usize] as usize];
         order.sort_unstable_by(|&a, &b| key(a).as_bytes().cmp(key(b).as_bytes()).then(a.cmp(&b)));
         if let Some(pair) = order.windows(2).find(|w| key(w[0]) == key(w[1])) {
             return Err(Error::DuplicateKey {
                 key: key(pair[0]).to_string(),
-                first: pair[0] as usize,
-                second: pair[1] as usize,
+                first: rows[pair[0] as usize].min(rows[pair[1] as usize]) as usize,
+                second: rows[pair[0] as usize].max(rows[pair[1] as usize]) as usize,
             });
         }
         Ok(order)
@@ -527,6 +654,106 @@ impl<'a> ItemTableBuilder<'a> {
             column,
         });
         Ok(())
+    }
+}
+
+/// In which order items are stored, and the partitions that come of it.
+struct Layout {
+    /// Item at each row.
+    rows: Vec<u32>,
+    centroids: Vec<half::f16>,
+    radii: Vec<f32>,
+    bias: Vec<f32>,
+    offsets: Vec<u32>,
+}
+
+impl Layout {
+    fn new(table: &ItemTableBuilder<'_>) -> Result<Self> {
+        let n = table.keys.len();
+        let mut layout = Layout {
+            rows: (0..n as u32).collect(),
+            centroids: Vec::new(),
+            radii: Vec::new(),
+            bias: Vec::new(),
+            offsets: Vec::new(),
+        };
+        let Some(count) = table.partitions else {
+            return Ok(layout);
+        };
+        let d = table.dim;
+        let (centroids, of) = cluster(table.vectors, d, count);
+        // Items of a partition stay in the order given.
+        layout.rows.sort_by_key(|&row| of[row as usize]);
+        layout.offsets = vec![0; count + 1];
+        for &p in &of {
+            layout.offsets[p as usize + 1] += 1;
+        }
+        for p in 0..count {
+            layout.offsets[p + 1] += layout.offsets[p];
+        }
+        let (mut stored, mut decoded) = (vec![half::f16::ZERO; d], vec![0.0; d]);
+        for p in 0..count {
+            let centroid = &centroids[p * d..(p + 1) * d];
+            quant::f16::encode(centroid, &mut stored).map_err(|_| Error::NonFinite {
+                what: "centroids of partitions (as f16)".into(),
+                row: p,
+            })?;
+            let centroid: Vec<f32> = stored.iter().map(|h| h.to_f32()).collect();
+            let rows = layout.offsets[p] as usize..layout.offsets[p + 1] as usize;
+            let (mut radius, mut bias) = (0.0f64, f32::NEG_INFINITY);
+            for &row in &layout.rows[rows] {
+                table.scanned(row, &mut decoded);
+                radius = radius.max(distance(&decoded, &centroid));
+                bias = bias.max(table.bias.map_or(0.0, |b| b[row as usize]));
+            }
+            let norm = distance(&centroid, &vec![0.0; d]);
+            layout.radii.push(rounded_up(radius, norm, d));
+            // An empty partition has no bias; a float that is not finite has no place here.
+            layout.bias.push(if bias.is_finite() { bias } else { 0.0 });
+            layout.centroids.extend_from_slice(&stored);
+        }
+        Ok(layout)
+    }
+
+    fn write(&self, out: &mut TensorWriter) -> Result<()> {
+        for h in &self.centroids {
+            out.write("partition.centroids", &h.to_bits().to_le_bytes())?;
+        }
+        out.write("partition.radii", bytemuck::cast_slice(&self.radii))?;
+        if out.expects("partition.bias") {
+            out.write("partition.bias", bytemuck::cast_slice(&self.bias))?;
+        }
+        out.write("partition.offsets", bytemuck::cast_slice(&self.offsets))
+    }
+}
+
+impl ItemTableBuilder<'_> {
+    /// A row as the scan will decode it.
+    fn scanned(&self, row: u32, out: &mut [f32]) {
+        let (x, d) = (self.vector(row), self.dim);
+        let mut codes = vec![0i8; d];
+        match self.scheme {
+            Scheme::F32 => out.copy_from_slice(x),
+            Scheme::F16 => {
+                let rounded = x.iter().map(|&v| half::f16::from_f32(v).to_f32());
+                out.iter_mut().zip(rounded).for_each(|(o, v)| *o = v);
+            }
+            Scheme::Int8 => {
+                let scale = quant::int8::encode(x, &mut codes);
+                quant::int8::decode(&codes, scale, out);
+            }
+            Scheme::Int4 => {
+                let (mut packed, mut factors) = (vec![0; d / 2], vec![0; kernel::groups(d)]);
+                let scale = quant::int4::encode(x, &mut packed, &mut factors);
+                quant::int4::decode(&packed, &factors, scale, out);
+            }
+            Scheme::TwoStage => {
+                let (mut high, mut low) = (vec![0; d / 2], vec![0; d / 2]);
+                let scale = quant::int8::encode(x, &mut codes);
+                quant::two_stage::split(&codes, &mut high, &mut low);
+                quant::two_stage::decode_coarse(&high, scale, out);
+            }
+        }
     }
 }
 
@@ -573,8 +800,8 @@ pub struct BundleWriter {
     dest: PathBuf,
     temp: tempfile::TempDir,
     files: BTreeMap<String, FileInfo>,
-    /// Items, dim and scheme of the table, once written.
-    table: Option<(usize, usize, Scheme)>,
+    /// Items, dim and form of the table, once written.
+    table: Option<(usize, usize, TableInfo)>,
 }
 
 impl BundleWriter {
@@ -635,11 +862,15 @@ impl BundleWriter {
         }
         let info = table.write(self.temp.path().join(ITEMS_FILE))?;
         self.files.insert(ITEMS_FILE.to_string(), info);
-        self.table = Some((table.items(), table.dim, table.scheme));
+        let form = TableInfo {
+            partitions: table.partitions,
+            ..TableInfo::new(table.scheme)
+        };
+        self.table = Some((table.items(), table.dim, form));
         Ok(())
     }
 
-    /// Fills in `items`, `table` and `files` of `manifest`, opens the result as a device would,
+    /// Fills in `items`, `table` (but for its `probes`) and `files` of `manifest`, opens the result as a device would,
     /// and only then renames it into place. An older bundle at the destination is replaced;
     /// whoever has it open keeps reading the old one.
     ///
@@ -647,7 +878,7 @@ impl BundleWriter {
     /// [`Error::EmptyTable`] without a table, [`Error::Manifest`] if the manifest contradicts
     /// itself or the table, [`Error::Io`].
     pub fn finish(self, mut manifest: Manifest) -> Result<Bundle> {
-        let (items, dim, scheme) = self.table.ok_or(Error::EmptyTable)?;
+        let (items, dim, form) = self.table.ok_or(Error::EmptyTable)?;
         if manifest.dim != dim {
             return Err(Error::Length {
                 what: "item vector (dim of the table against the manifest)".into(),
@@ -656,7 +887,10 @@ impl BundleWriter {
             });
         }
         manifest.items = items;
-        manifest.table = TableInfo { scheme };
+        manifest.table = TableInfo {
+            probes: manifest.table.probes,
+            ..form
+        };
         manifest.files = self.files;
         let path = self.temp.path().join(MANIFEST_FILE);
         manifest.check(&path)?;
