@@ -140,14 +140,20 @@ impl ItemTable {
             let scales = &scales[first..first + n];
             let scores = &mut scores[..n];
             for (q, sums) in sums.chunks_exact(n).enumerate() {
-                for ((s, &sum), &scale) in scores.iter_mut().zip(sums).zip(scales) {
-                    *s = sum as f32 * (scale * factors[q]);
-                }
-                if let Some(bias) = bias {
-                    let bias = &bias[first..first + n];
-                    scores.iter_mut().zip(bias).for_each(|(s, b)| *s += b);
-                }
                 let accept = |row: Row| excludes[q].binary_search(&row).is_err();
+                let Some(bias) = bias else {
+                    let scores = (sums, scales, factors[q]);
+                    tops[q].offer_scaled(first as Row, scores, search.within, &accept);
+                    continue;
+                };
+                for (((s, &sum), &scale), b) in scores
+                    .iter_mut()
+                    .zip(sums)
+                    .zip(scales)
+                    .zip(&bias[first..first + n])
+                {
+                    *s = sum as f32 * (scale * factors[q]) + b;
+                }
                 tops[q].offer(first as Row, scores, search.within, &accept);
             }
         }

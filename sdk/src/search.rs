@@ -9,7 +9,7 @@ use crate::filter::Selection;
 use crate::id::Row;
 use crate::partition::Partitions;
 use crate::table::{ItemTable, Metric, Scorer};
-use crate::topk::{Scored, TopK, best_first};
+use crate::topk::{Key, Scored, TopK, best_first};
 
 /// Rows scored at a time; their scores stay in the first-level cache.
 pub(crate) const BLOCK: usize = 1024;
@@ -124,6 +124,12 @@ pub(crate) trait Scores {
     /// Scores of the rows from `first`, at most [`BLOCK`] of them.
     fn block(&mut self, first: usize, scores: &mut [f32]);
 
+    /// Scores of the rows from `first` as products of sums, scales and a factor, at most
+    /// [`BLOCK`] of them, if that is all there is to them.
+    fn scaled(&mut self, _first: usize, _rows: usize) -> Option<(&[i32], &[f32], f32)> {
+        None
+    }
+
     /// Candidates to keep for `k` results, if `block` is good for finding candidates only.
     fn finalists(&self, k: usize) -> Option<usize>;
 
@@ -213,7 +219,7 @@ pub(crate) fn find(
             match probes {
                 None => visit_by_bound(partitions, &mut scan, &bounds, &accept),
                 Some(n) => {
-                    visit_by_center(
+                    visit_by_promise(
                         partitions, &mut scan, &centers, &bounds, n, search.k, &accept,
                     );
                 }
@@ -319,6 +325,13 @@ impl Scan<'_, '_> {
                 continue;
             }
             any = true;
+            if self.prior.is_none()
+                && let Some(scores) = self.scores.scaled(first, n)
+            {
+                self.top
+                    .offer_scaled(first as Row, scores, self.within, accept);
+                continue;
+            }
             let buffer = &mut self.buffer[..n];
             self.scores.block(first, buffer);
             if let Some(prior) = self.prior {
@@ -349,8 +362,13 @@ fn visit_by_bound(
     }
 }
 
-/// Visits the `probes` partitions with the best centers, and more until `k` rows are found.
-fn visit_by_center(
+/// How far from the center towards the bound a partition's best row is expected. Of 0 to 0.45
+/// tried on clustered data (1,000,000 × 64, 4098 partitions), 0.2 to 0.3 found most: recall@100
+/// of 128 probes 0.965 and 0.966, against 0.954 by centers alone and 0.962 at 0.45.
+const EXPECTED: f32 = 0.25;
+
+/// Visits the `probes` most promising partitions, and more until `k` rows are found.
+fn visit_by_promise(
     partitions: &Partitions,
     scan: &mut Scan<'_, '_>,
     centers: &[f32],
@@ -359,26 +377,27 @@ fn visit_by_center(
     k: usize,
     accept: &impl Fn(Row) -> bool,
 ) {
-    let mut order: Vec<u32> = (0..centers.len() as u32).collect();
-    let better = |&a: &u32, &b: &u32| {
-        centers[b as usize]
-            .total_cmp(&centers[a as usize])
-            .then(a.cmp(&b))
-    };
+    // The most promising first; of equals the lower number.
+    let mut order: Vec<Key> = centers
+        .iter()
+        .zip(bounds)
+        .enumerate()
+        .map(|(p, (center, bound))| Key::new(p as u32, center + EXPECTED * (bound - center)))
+        .collect();
     let (mut sorted, mut visited) = (0, 0);
     while sorted < order.len() {
         // Only as much of the order as is needed.
         let rest = &mut order[sorted..];
         let next = probes.max(1).min(rest.len());
         if next < rest.len() {
-            rest.select_nth_unstable_by(next, better);
+            rest.select_nth_unstable(next);
         }
-        rest[..next].sort_unstable_by(better);
-        for &p in &rest[..next] {
+        rest[..next].sort_unstable();
+        for key in &rest[..next] {
             if visited >= probes && scan.top.len() >= k {
                 return;
             }
-            let p = p as usize;
+            let p = key.row() as usize;
             let hopeless = scan.top.worst().is_some_and(|worst| bounds[p] < worst);
             if hopeless || scan.rows(partitions.rows(p), accept) {
                 visited += 1;

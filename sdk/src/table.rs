@@ -282,13 +282,17 @@ impl ItemTable {
     /// # Errors
     /// [`Error::InvalidArgument`] if there is no such row, [`Error::Length`].
     pub fn decode(&self, row: Row, out: &mut [f32]) -> Result<()> {
+        let mut scratch = [0i8; MAX_DIM];
+        self.decode_with(row, out, &mut scratch)
+    }
+
+    /// As [`ItemTable::decode`], with room for the D codes of a row.
+    fn decode_with(&self, row: Row, out: &mut [f32], scratch: &mut [i8]) -> Result<()> {
         self.check_row(row)?;
         check_len("out", self.dim, out.len())?;
         let (row, d) = (row as usize, self.dim);
         let range = row * d..(row + 1) * d;
         let halves = row * (d / 2)..(row + 1) * (d / 2);
-        // Codes of one row; longer ones than any dim do not exist.
-        let mut joined = [0i8; MAX_DIM];
         let (codes, scale) = match &self.codes {
             Codes::F32(codes) => {
                 out.copy_from_slice(&codes.get()[range]);
@@ -310,7 +314,7 @@ impl ItemTable {
             }
             Codes::Int8 { codes, scales } => (&codes.get()[range], scales.get()[row]),
             Codes::TwoStage { high, low, scales } => {
-                let codes = &mut joined[..d];
+                let codes = &mut scratch[..d];
                 quant::two_stage::join(
                     &high.get()[halves.clone()],
                     &low.get()[halves.clone()],
@@ -401,8 +405,8 @@ impl ItemTable {
     /// `exclude` are skipped during the scan, so `k` items are returned whenever so many
     /// remain; with `k` > N all of them are.
     ///
-    /// Tables of integers are scanned with an int8 query for max(2k, k + 64) finalists, a
-    /// two-stage one for max(4k, k + 256), which are then scored again with the f32 query and
+    /// Tables of integers are scanned with an int8 query for max(1.5k, k + 32) finalists, a
+    /// two-stage one for max(3k, k + 128), which are then scored again with the f32 query and
     /// every bit that the table has. A table with partitions is searched as its bundle proposes:
     /// see [`Effort::Default`](crate::Effort).
     ///
@@ -650,6 +654,7 @@ pub(crate) struct Scorer<'a> {
     query_scale: f32,
     sums: [i32; BLOCK],
     decoded: Vec<f32>,
+    scratch: Vec<i8>,
 }
 
 impl<'a> Scorer<'a> {
@@ -673,18 +678,65 @@ impl<'a> Scorer<'a> {
             coded,
             sums: [0; BLOCK],
             decoded: vec![0.0; table.dim],
+            scratch: vec![0; table.dim],
         })
     }
 }
 
+impl<'a> Scorer<'a> {
+    /// Fills `sums` for `rows` rows of integer codes from `first`, and returns their scales and
+    /// the factor that together make scores of them.
+    fn sums(&mut self, first: usize, rows: usize) -> Option<(&'a [f32], f32)> {
+        let kernel = kernel::active();
+        let d = self.table.dim;
+        let sums = &mut self.sums[..rows];
+        let halves = first * (d / 2)..(first + rows) * (d / 2);
+        let (scales, factor) = match &self.table.codes {
+            Codes::F32(_) | Codes::F16(_) => return None,
+            Codes::Int8 { codes, scales } => {
+                kernel.dot_i8(
+                    &self.coded,
+                    &codes.get()[first * d..(first + rows) * d],
+                    sums,
+                );
+                (scales, self.query_scale)
+            }
+            Codes::Int4 {
+                codes,
+                scales,
+                factors,
+            } => {
+                let g = kernel::groups(d);
+                let factors = &factors.get()[first * g..(first + rows) * g];
+                kernel.dot_i4(&self.coded, &codes.get()[halves], factors, sums);
+                (scales, self.query_scale)
+            }
+            Codes::TwoStage { high, scales, .. } => {
+                kernel.dot_u4(&self.coded, &high.get()[halves], sums);
+                for sum in sums.iter_mut() {
+                    *sum = quant::two_stage::coarse(*sum, self.coded_sum);
+                }
+                (scales, 0.5 * self.query_scale)
+            }
+        };
+        Some((&scales.get()[first..first + rows], factor))
+    }
+}
+
 impl Scores for Scorer<'_> {
+    fn scaled(&mut self, first: usize, rows: usize) -> Option<(&[i32], &[f32], f32)> {
+        if self.bias.is_some() || self.metric != Metric::Score {
+            return None;
+        }
+        let (scales, factor) = self.sums(first, rows)?;
+        Some((&self.sums[..rows], scales, factor))
+    }
+
     fn finalists(&self, k: usize) -> Option<usize> {
         match self.table.codes {
             Codes::F32(_) | Codes::F16(_) => None,
-            Codes::Int8 { .. } | Codes::Int4 { .. } => {
-                Some(k.saturating_mul(2).max(k.saturating_add(64)))
-            }
-            Codes::TwoStage { .. } => Some(k.saturating_mul(4).max(k.saturating_add(256))),
+            Codes::Int8 { .. } | Codes::Int4 { .. } => Some(k.saturating_add((k / 2).max(32))),
+            Codes::TwoStage { .. } => Some(k.saturating_mul(3).max(k.saturating_add(128))),
         }
     }
 
@@ -708,7 +760,8 @@ impl Scores for Scorer<'_> {
     }
 
     fn exact(&mut self, row: Row) -> Result<f32> {
-        self.table.decode(row, &mut self.decoded)?;
+        self.table
+            .decode_with(row, &mut self.decoded, &mut self.scratch)?;
         let dot = dot(self.query, &self.decoded);
         Ok(match self.metric {
             Metric::Score => dot + self.table.bias(row),
@@ -779,29 +832,11 @@ impl Scores for Scorer<'_> {
                     };
                 }
             }
-            Codes::Int4 {
-                codes,
-                scales,
-                factors,
-            } => {
-                let g = kernel::groups(d);
-                let rows = &codes.get()[first * (d / 2)..(first + n) * (d / 2)];
-                let factors = &factors.get()[first * g..(first + n) * g];
-                let sums = &mut self.sums[..n];
-                kernel.dot_i4(&self.coded, rows, factors, sums);
-                let scales = &scales.get()[first..first + n];
-                for ((s, &sum), &scale) in scores.iter_mut().zip(&*sums).zip(scales) {
-                    *s = sum as f32 * (scale * self.query_scale);
-                }
-            }
-            Codes::TwoStage { high, scales, .. } => {
-                let rows = &high.get()[first * (d / 2)..(first + n) * (d / 2)];
-                let sums = &mut self.sums[..n];
-                kernel.dot_u4(&self.coded, rows, sums);
-                let scales = &scales.get()[first..first + n];
-                let half = 0.5 * self.query_scale;
-                for ((s, &sum), &scale) in scores.iter_mut().zip(&*sums).zip(scales) {
-                    *s = quant::two_stage::coarse(sum, self.coded_sum) as f32 * (scale * half);
+            Codes::Int4 { .. } | Codes::TwoStage { .. } => {
+                if let Some((scales, factor)) = self.sums(first, n) {
+                    for ((s, &sum), &scale) in scores.iter_mut().zip(&self.sums).zip(scales) {
+                        *s = sum as f32 * (scale * factor);
+                    }
                 }
             }
         }

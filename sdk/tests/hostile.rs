@@ -7,7 +7,7 @@ mod common;
 
 use std::path::{Path, PathBuf};
 
-use common::{DIM, bundle, keys};
+use common::{DIM, bundle};
 use serde_json::{Value, json};
 use tercet::{Bundle, Error, LoadMode, OpenOptions, Scheme};
 
@@ -21,6 +21,17 @@ struct Victim {
 impl Victim {
     fn new(scheme: Scheme) -> Self {
         let (folder, path, _) = bundle(N, scheme);
+        Victim {
+            _folder: folder,
+            path,
+        }
+    }
+
+    /// With partitions, bias, modality shares and, where possible, a tail.
+    fn partitioned(scheme: Scheme) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("b.tercet");
+        common::write_partitioned(&path, N, scheme, 3);
         Victim {
             _folder: folder,
             path,
@@ -100,28 +111,10 @@ fn join(header: &str, data: &[u8]) -> Vec<u8> {
     .concat()
 }
 
-/// Calls every reader of the table; results do not matter, panics do.
 fn use_everything(path: &Path) {
-    let Ok(bundle) = Bundle::open(path) else {
-        return;
-    };
-    let table = bundle.table();
-    for key in keys(N + 1) {
-        let _ = table.find(&key);
+    if let Ok(bundle) = Bundle::open(path) {
+        common::fuzz::use_everything(&bundle);
     }
-    for row in 0..N as u32 + 1 {
-        let _ = table.key(row);
-        let _ = table.vector(row);
-        for name in ["color", "tags"] {
-            let _ = table.attribute(name, row);
-        }
-    }
-    for metric in [tercet::Metric::Score, tercet::Metric::Cosine] {
-        let _ = table.top_k_by(metric, &[1.0; DIM], 5, &[1]);
-    }
-    let mut s = tercet::Session::new(&bundle, Default::default()).unwrap();
-    let _ = s.recommend(&tercet::Query::top(N).explain(true));
-    let _ = s.similar("item-1", 3);
 }
 
 // ---- manifest
@@ -587,4 +580,179 @@ fn swapped_content_of_the_same_length() {
         v.open().unwrap().verify(),
         Err(Error::Digest { .. })
     ));
+}
+
+// ---- schemes and partitions
+
+#[test]
+fn partition_offsets_that_overlap_overrun_or_leave_rows_out() {
+    let n = N as u32;
+    for offsets in [
+        [0, 5, 4, n],     // backwards: rows twice
+        [0, 4, n + 1, n], // beyond the table, and back
+        [0, 4, 8, n + 1], // beyond the table
+        [0, 4, 8, n - 1], // the last row is in none
+        [1, 4, 8, n],     // nor the first
+        [0, u32::MAX, 8, n],
+        [u32::MAX; 4],
+    ] {
+        let v = Victim::partitioned(Scheme::Int8);
+        for (i, o) in offsets.iter().enumerate() {
+            v.poke("partition.offsets", 4 * i, &o.to_le_bytes());
+        }
+        let error = v.error();
+        assert!(
+            matches!(error, Error::Offsets { .. }),
+            "{offsets:?}: {error}"
+        );
+    }
+    // Empty partitions are allowed; verification notices that the rows do not belong there.
+    let v = Victim::partitioned(Scheme::Int8);
+    for (i, o) in [0, 0, 0, n].iter().enumerate() {
+        v.poke("partition.offsets", 4 * i, &o.to_le_bytes());
+    }
+    use_everything(&v.path);
+    assert!(
+        matches!(v.verify(), Error::CorruptTensor { tensor, .. } if tensor == "partition.radii")
+    );
+}
+
+#[test]
+fn partition_counts_that_differ() {
+    for (count, probes) in [
+        (0, None),
+        (N + 1, None),
+        (1 << 17, None),
+        (3, Some(0)),
+        (3, Some(4)),
+    ] {
+        let v = Victim::partitioned(Scheme::Int8);
+        v.edit_manifest(|m| {
+            m["table"]["partitions"] = json!(count);
+            if let Some(p) = probes {
+                m["table"]["probes"] = json!(p);
+            }
+        });
+        assert!(
+            matches!(v.error(), Error::Manifest { .. }),
+            "{count} {probes:?}"
+        );
+    }
+    let v = Victim::partitioned(Scheme::Int8);
+    v.edit_manifest(|m| m["table"]["partitions"] = json!(4));
+    assert!(matches!(v.error(), Error::Shape { .. }));
+    // Partitions that the manifest does not know of are no part of the table.
+    v.edit_manifest(|m| drop(m["table"].as_object_mut().unwrap().remove("partitions")));
+    assert!(matches!(v.error(), Error::UnexpectedTensor { .. }));
+    let v = Victim::new(Scheme::Int8);
+    v.edit_manifest(|m| m["table"]["partitions"] = json!(3));
+    assert!(matches!(v.error(), Error::MissingTensor { .. }));
+    v.edit_manifest(|m| m["table"] = json!({"scheme": "int8", "probes": 1}));
+    assert!(matches!(v.error(), Error::Manifest { .. }));
+}
+
+#[test]
+fn radii_and_centroids_that_lie() {
+    for scheme in Scheme::ALL {
+        for (tensor, bytes) in [
+            ("partition.radii", f32::NAN.to_le_bytes()),
+            ("partition.radii", f32::INFINITY.to_le_bytes()),
+            ("partition.radii", (-1.0f32).to_le_bytes()),
+            ("partition.radii", 0.0f32.to_le_bytes()),
+            ("partition.centroids", [0, 0x7c, 0, 0xfc]),
+            ("partition.centroids", [1, 0x7e, 0xff, 0xff]),
+            ("partition.bias", (-1.0f32).to_le_bytes()),
+        ] {
+            let v = Victim::partitioned(scheme);
+            let at = 4 * usize::from(tensor == "partition.bias");
+            v.poke(tensor, at, &bytes);
+            use_everything(&v.path);
+            assert!(
+                matches!(v.verify(), Error::CorruptTensor { .. }),
+                "{scheme} {tensor}"
+            );
+        }
+    }
+}
+
+#[test]
+fn codes_of_other_schemes() {
+    let v = Victim::new(Scheme::TwoStage);
+    v.edit_manifest(|m| m["table"]["scheme"] = json!("int4"));
+    assert!(matches!(v.error(), Error::MissingTensor { tensor, .. } if tensor == "factors"));
+    let v = Victim::new(Scheme::Int4);
+    v.edit_manifest(|m| m["table"]["scheme"] = json!("two-stage"));
+    assert!(matches!(v.error(), Error::MissingTensor { tensor, .. } if tensor == "codes.low"));
+    let v = Victim::new(Scheme::Int4);
+    v.edit_manifest(|m| m["table"]["scheme"] = json!("int8"));
+    assert!(matches!(v.error(), Error::Dtype { .. }));
+    // Two values a byte need an even dim.
+    let v = Victim::new(Scheme::Int4);
+    v.edit_manifest(|m| m["dim"] = json!(DIM - 1));
+    assert!(matches!(v.error(), Error::Manifest { .. }));
+    // A tail behind a scheme that has none.
+    let v = Victim::partitioned(Scheme::Int8);
+    v.edit_manifest(|m| m["table"]["scheme"] = json!("f32"));
+    assert!(matches!(v.error(), Error::Dtype { .. }));
+}
+
+#[test]
+fn packed_codes_that_are_not_allowed() {
+    // High 0 and low 0 make −128; a factor of 0 makes a group vanish.
+    let v = Victim::new(Scheme::TwoStage);
+    v.poke("codes", 0, &[0]);
+    v.poke("codes.low", 0, &[0]);
+    assert!(matches!(v.verify(), Error::CorruptTensor { tensor, row: 0, .. } if tensor == "codes"));
+    let v = Victim::new(Scheme::Int4);
+    v.poke("factors", 3, &[0]);
+    assert!(
+        matches!(v.verify(), Error::CorruptTensor { tensor, row: 1, .. } if tensor == "factors")
+    );
+    for scheme in [Scheme::Int4, Scheme::TwoStage] {
+        let v = Victim::new(scheme);
+        v.poke("scales", 4, &f32::NAN.to_le_bytes());
+        use_everything(&v.path);
+        assert!(matches!(v.verify(), Error::CorruptTensor { tensor, .. } if tensor == "scales"));
+    }
+}
+
+#[test]
+fn modality_shares_of_another_width() {
+    let v = Victim::partitioned(Scheme::F16);
+    v.edit_manifest(|m| m["modalities"] = json!([]));
+    assert!(matches!(v.error(), Error::Shape { tensor, .. } if tensor == "modalities"));
+}
+
+// ---- fuzzing without a fuzzer
+
+/// Inputs that a fuzzer found worth keeping, and damaged copies of good files.
+#[test]
+fn saved_fuzz_inputs_and_mutations_never_panic() {
+    let saved = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fuzz/inputs/table");
+    let mut inputs: Vec<Vec<u8>> = std::fs::read_dir(saved)
+        .unwrap()
+        .map(|entry| std::fs::read(entry.unwrap().path()).unwrap())
+        .collect();
+    assert!(!inputs.is_empty());
+    for (i, scheme) in Scheme::ALL.into_iter().enumerate() {
+        let v = Victim::partitioned(scheme);
+        let good = std::fs::read(v.items()).unwrap();
+        inputs.push([&[i as u8, 3], good.as_slice()].concat());
+    }
+    let mut rng = common::Rng(1);
+    for input in &inputs {
+        common::fuzz::table(input);
+        for _ in 0..40 {
+            let mut bad = input.clone();
+            for _ in 0..=rng.next() % 6 {
+                let at = rng.next() as usize % bad.len();
+                bad[at] = match rng.next() % 3 {
+                    0 => rng.next() as u8,
+                    1 => bad[at] ^ 1 << (rng.next() % 8),
+                    _ => 0xff,
+                };
+            }
+            common::fuzz::table(&bad);
+        }
+    }
 }

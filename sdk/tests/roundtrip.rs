@@ -10,7 +10,7 @@ use tercet::{
 
 #[test]
 fn every_scheme_and_column_comes_back() {
-    for scheme in [Scheme::F32, Scheme::F16, Scheme::Int8] {
+    for scheme in Scheme::ALL {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("b.tercet");
         let vectors = write_bundle(&path, 37, scheme);
@@ -31,8 +31,10 @@ fn every_scheme_and_column_comes_back() {
                     let bound = match scheme {
                         Scheme::F32 => 0.0,
                         Scheme::F16 => 0.5f32.powi(11),
-                        // scale ≤ 1/127, half of it, and a little rounding
-                        _ => 0.5 / 127.0 * 1.0001,
+                        // step ≤ 1/7.5 + 1/1912.5, half of it, and a little rounding
+                        Scheme::Int4 => 0.5 / 7.5 * 1.005,
+                        // scale ≤ 1/127, three quarters of it, and a little rounding
+                        _ => 0.75 / 127.0 * 1.0001,
                     };
                     assert!((a - b).abs() <= bound, "{scheme}: {a} {b}");
                 }

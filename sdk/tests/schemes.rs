@@ -54,6 +54,15 @@ impl Case {
         bundle
     }
 
+    fn int8(&self, x: &[f32], codes: &mut [i8]) -> f32 {
+        let scale = int8::encode(x, codes);
+        if self.tail {
+            scale
+        } else {
+            int8::fit(x, codes, scale)
+        }
+    }
+
     /// Decoded vector of an item and, for schemes that scan codes, its score in the scan.
     fn model(&self, item: usize, query: &[f32]) -> (Vec<f32>, Option<f32>) {
         let (x, d) = (
@@ -82,12 +91,12 @@ impl Case {
                 return (out, Some(int4::score(&q, q_scale, &high, &factors, scale)));
             }
             Scheme::Int8 => {
-                let scale = int8::encode(x, &mut codes);
+                let scale = self.int8(x, &mut codes);
                 int8::decode(&codes, scale, &mut out);
                 (scale, int8::score(&q, q_scale, &codes, scale))
             }
             Scheme::TwoStage => {
-                let scale = int8::encode(x, &mut codes);
+                let scale = self.int8(x, &mut codes);
                 two_stage::split(&codes, &mut high, &mut low);
                 int8::decode(&codes, scale, &mut out);
                 (scale, two_stage::score_coarse(&q, q_scale, &high, scale))
@@ -125,8 +134,8 @@ impl Case {
             .collect();
         let keep = match self.scheme {
             Scheme::F32 | Scheme::F16 => k,
-            Scheme::TwoStage => (4 * k).max(k + 256),
-            _ => (2 * k).max(k + 64),
+            Scheme::TwoStage => (3 * k).max(k + 128),
+            _ => (k + k / 2).max(k + 32),
         };
         all.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
         all.truncate(keep);
@@ -270,8 +279,8 @@ proptest! {
         prop_assert_eq!(batch.len(), count);
         for ((got, query), exclude) in batch.iter().zip(queries.chunks(case.dim)).zip(&excludes) {
             let single = table.search(query, &search.clone().exclude(exclude)).unwrap();
-            // Same scores: the first pass differs by a bit of the query's codes, and finds
-            // twice as many as are needed.
+            // Same scores: the first pass differs by a bit of the query's codes, and finds half
+            // as many again as are needed.
             prop_assert_eq!(got.len(), single.len());
             for (g, s) in got.iter().zip(&single) {
                 prop_assert!((g.score - s.score).abs() <= 1e-4, "{g:?} {s:?}");

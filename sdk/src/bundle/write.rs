@@ -570,7 +570,7 @@ impl<'a> ItemTableBuilder<'a> {
                     }
                 }
                 Scheme::Int8 => {
-                    scales.push(quant::int8::encode(x, &mut codes));
+                    scales.push(self.int8(x, &mut codes));
                     out.write("codes", bytemuck::cast_slice(&codes))?;
                 }
                 Scheme::Int4 => {
@@ -582,7 +582,7 @@ impl<'a> ItemTableBuilder<'a> {
                     out.write("codes", &high)?;
                 }
                 Scheme::TwoStage => {
-                    scales.push(quant::int8::encode(x, &mut codes));
+                    scales.push(self.int8(x, &mut codes));
                     quant::two_stage::split(&codes, &mut high, &mut low);
                     out.write("codes", &high)?;
                 }
@@ -728,6 +728,17 @@ impl Layout {
 }
 
 impl ItemTableBuilder<'_> {
+    /// Codes of a row in 8 bits, and their scale: fitted, unless a tail will tell where in its
+    /// step each value lies.
+    fn int8(&self, x: &[f32], codes: &mut [i8]) -> f32 {
+        let scale = quant::int8::encode(x, codes);
+        if self.tail {
+            scale
+        } else {
+            quant::int8::fit(x, codes, scale)
+        }
+    }
+
     /// A row as the scan will decode it.
     fn scanned(&self, row: u32, out: &mut [f32]) {
         let (x, d) = (self.vector(row), self.dim);
@@ -739,7 +750,7 @@ impl ItemTableBuilder<'_> {
                 out.iter_mut().zip(rounded).for_each(|(o, v)| *o = v);
             }
             Scheme::Int8 => {
-                let scale = quant::int8::encode(x, &mut codes);
+                let scale = self.int8(x, &mut codes);
                 quant::int8::decode(&codes, scale, out);
             }
             Scheme::Int4 => {
@@ -749,7 +760,7 @@ impl ItemTableBuilder<'_> {
             }
             Scheme::TwoStage => {
                 let (mut high, mut low) = (vec![0; d / 2], vec![0; d / 2]);
-                let scale = quant::int8::encode(x, &mut codes);
+                let scale = self.int8(x, &mut codes);
                 quant::two_stage::split(&codes, &mut high, &mut low);
                 quant::two_stage::decode_coarse(&high, scale, out);
             }

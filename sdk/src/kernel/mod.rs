@@ -38,6 +38,8 @@ type DotU4 = unsafe fn(query: &[i8], rows: &[u8], out: &mut [i32]);
 type ManyI8 = unsafe fn(queries: &[i8], dim: usize, rows: &[i8], out: &mut [i32]);
 /// Bit i tells whether `scores[i]`, of at most 64, is above the threshold.
 type Above = unsafe fn(scores: &[f32], threshold: f32) -> u64;
+/// Bit i tells whether `sums[i]` · `scales[i]`, of at most 64, is above the threshold.
+type AboveScaled = unsafe fn(sums: &[i32], scales: &[f32], threshold: f32) -> u64;
 
 /// A set of inner-product functions for one kind of CPU.
 ///
@@ -52,6 +54,7 @@ pub struct Kernel {
     dot_i4: DotI4,
     many_i8: ManyI8,
     above: Above,
+    above_scaled: AboveScaled,
 }
 
 /// Values that are packed together: byte j of a block's bytes holds value j in its low half
@@ -188,6 +191,17 @@ impl Kernel {
         // SAFETY: as in `dot_i8`; the length was checked above.
         unsafe { (self.above)(scores, threshold) }
     }
+
+    /// Bit i is set if `sums[i]` as f32 · `scales[i]` > `threshold`; a NaN is never above.
+    ///
+    /// # Panics
+    /// If there are more than 64 sums, or not as many scales.
+    pub fn above_scaled(&self, sums: &[i32], scales: &[f32], threshold: f32) -> u64 {
+        assert!(sums.len() <= 64, "{} sums in a group", sums.len());
+        assert_eq!(sums.len(), scales.len());
+        // SAFETY: as in `dot_i8`; the lengths were checked above.
+        unsafe { (self.above_scaled)(sums, scales, threshold) }
+    }
 }
 
 /// 65536 · 127² < 2³¹, so i32 sums cannot overflow.
@@ -218,6 +232,7 @@ pub fn available() -> Vec<Kernel> {
             dot_i4: x86_64::dot_i4,
             many_i8: x86_64::many_i8,
             above: x86_64::above,
+            above_scaled: x86_64::above_scaled,
         };
         if x86_64::has_avx512_vnni() {
             kernels.push(Kernel {
@@ -250,6 +265,7 @@ pub fn available() -> Vec<Kernel> {
             dot_i4: aarch64::dot_i4,
             many_i8: aarch64::many_i8,
             above: scalar::above,
+            above_scaled: scalar::above_scaled,
         };
         if aarch64::has_dotprod() {
             let dotprod = Kernel {
@@ -283,6 +299,7 @@ const SCALAR: Kernel = Kernel {
     dot_i4: scalar::dot_i4,
     many_i8: scalar::many_i8,
     above: scalar::above,
+    above_scaled: scalar::above_scaled,
 };
 
 /// The kernel of that name.
@@ -594,6 +611,17 @@ mod tests {
                 for t in [-2.0, -0.0, 0.3, f32::INFINITY, f32::NEG_INFINITY, f32::NAN] {
                     let want = (0..len).fold(0, |m, i| m | u64::from(scores[i] > t) << i);
                     assert_eq!(kernel.above(&scores, t), want, "{} {len}", kernel.name());
+                    let sums: Vec<i32> = (0..len)
+                        .map(|i| i as i32 * 1_000_003 - 20_000_000)
+                        .collect();
+                    let scaled = |i: usize| u64::from(sums[i] as f32 * scores[i] > t) << i;
+                    let want = (0..len).fold(0, |m, i| m | scaled(i));
+                    assert_eq!(
+                        kernel.above_scaled(&sums, &scores, t),
+                        want,
+                        "{} {len}",
+                        kernel.name()
+                    );
                 }
             }
         }

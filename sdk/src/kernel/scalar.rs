@@ -31,16 +31,27 @@ pub(super) fn dot_f16(query: &[f32], rows: &[u16], out: &mut [f32]) {
 }
 
 pub(super) fn above(scores: &[f32], threshold: f32) -> u64 {
+    bits(scores.iter().map(|&score| score > threshold))
+}
+
+pub(super) fn above_scaled(sums: &[i32], scales: &[f32], threshold: f32) -> u64 {
+    let pairs = sums.iter().zip(scales);
+    bits(pairs.map(|(&sum, scale)| sum as f32 * scale > threshold))
+}
+
+fn bits(values: impl Iterator<Item = bool>) -> u64 {
     // Bytes first: that loop compiles to vector compares.
     let mut flags = [0u8; 64];
-    for (flag, &score) in flags.iter_mut().zip(scores) {
-        *flag = u8::from(score > threshold);
+    for (flag, value) in flags.iter_mut().zip(values) {
+        *flag = u8::from(value);
     }
-    let bits = |word: u64, flag: &u8| word << 1 | u64::from(*flag);
     if flags.iter().fold(0, |any, &flag| any | flag) == 0 {
         return 0;
     }
-    flags.iter().rev().fold(0, bits)
+    flags
+        .iter()
+        .rev()
+        .fold(0, |word, &flag| word << 1 | u64::from(flag))
 }
 
 /// Calls `f` with the row's byte and the places of the two values in it, in order: see

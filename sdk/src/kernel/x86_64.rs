@@ -94,70 +94,103 @@ fn tail_i8(query: &[i8], row: &[i8]) -> i32 {
         .sum()
 }
 
-/// Inner products of f32 vectors.
-///
-/// # Safety
-/// The CPU has AVX2 and FMA; `rows.len() == query.len() * out.len()`.
-#[target_feature(enable = "avx2,fma")]
-pub(super) unsafe fn dot_f32(query: &[f32], rows: &[f32], out: &mut [f32]) {
-    let dim = query.len();
-    let wide = dim / 16 * 16;
-    for (r, o) in out.iter_mut().enumerate() {
-        let row = &rows[r * dim..(r + 1) * dim];
-        let (mut a, mut b) = (_mm256_setzero_ps(), _mm256_setzero_ps());
-        let mut d = 0;
-        while d < wide {
-            // SAFETY: d + 16 ≤ wide ≤ dim, the length of both slices.
-            unsafe {
-                let (q, x) = (query.as_ptr().add(d), row.as_ptr().add(d));
-                a = _mm256_fmadd_ps(_mm256_loadu_ps(q), _mm256_loadu_ps(x), a);
-                b = _mm256_fmadd_ps(_mm256_loadu_ps(q.add(8)), _mm256_loadu_ps(x.add(8)), b);
-            }
-            d += 16;
-        }
-        let tail: f32 = query[wide..]
-            .iter()
-            .zip(&row[wide..])
-            .map(|(q, x)| q * x)
-            .sum();
-        *o = sum(_mm256_add_ps(a, b)) + tail;
-    }
+/// Eight horizontal sums at once, as [`sums`].
+#[target_feature(enable = "avx2")]
+fn sums_f32(acc: [__m256; STEP]) -> __m256 {
+    let t0 = _mm256_hadd_ps(
+        _mm256_hadd_ps(acc[0], acc[1]),
+        _mm256_hadd_ps(acc[2], acc[3]),
+    );
+    let t1 = _mm256_hadd_ps(
+        _mm256_hadd_ps(acc[4], acc[5]),
+        _mm256_hadd_ps(acc[6], acc[7]),
+    );
+    let low = _mm256_permute2f128_ps::<0x20>(t0, t1);
+    let high = _mm256_permute2f128_ps::<0x31>(t0, t1);
+    _mm256_add_ps(low, high)
 }
 
-/// Inner products of an f32 query with f16 rows.
-///
-/// # Safety
-/// The CPU has AVX2, FMA and F16C; `rows.len() == query.len() * out.len()`.
-#[target_feature(enable = "avx2,fma,f16c")]
-pub(super) unsafe fn dot_f16(query: &[f32], rows: &[u16], out: &mut [f32]) {
-    let dim = query.len();
-    let wide = dim / 8 * 8;
-    for (r, o) in out.iter_mut().enumerate() {
-        let row = &rows[r * dim..(r + 1) * dim];
-        let mut acc = _mm256_setzero_ps();
-        let mut d = 0;
-        while d < wide {
-            // SAFETY: d + 8 ≤ wide ≤ dim, the length of both slices.
-            unsafe {
-                let x = _mm256_cvtph_ps(_mm_loadu_si128(row.as_ptr().add(d).cast()));
-                acc = _mm256_fmadd_ps(_mm256_loadu_ps(query.as_ptr().add(d)), x, acc);
+/// The kernels of float rows: a load of eight values and their tail are what differs.
+macro_rules! floats {
+    ($(#[$attribute:meta])* $name:ident, $row:ty, $features:literal, $load:expr, $widen:expr) => {
+        $(#[$attribute])*
+        ///
+        /// # Safety
+        /// The CPU has the features; `rows.len() == query.len() * out.len()`.
+        #[target_feature(enable = $features)]
+        pub(super) unsafe fn $name(query: &[f32], rows: &[$row], out: &mut [f32]) {
+            let dim = query.len();
+            let wide = dim / 8 * 8;
+            let steps = out.len() / STEP * STEP;
+            for r in (0..steps).step_by(STEP) {
+                let bytes = STEP * dim * size_of::<$row>();
+                prefetch(rows.as_ptr().cast(), r * dim * size_of::<$row>(), bytes);
+                let mut acc = [_mm256_setzero_ps(); STEP];
+                for d in (0..wide).step_by(8) {
+                    // SAFETY: d + 8 ≤ wide ≤ dim = query.len().
+                    let q = unsafe { _mm256_loadu_ps(query.as_ptr().add(d)) };
+                    for (j, a) in acc.iter_mut().enumerate() {
+                        // SAFETY: r + j < out.len() and d + 8 ≤ dim, so this ends within `rows`.
+                        let x = unsafe { $load(rows.as_ptr().add((r + j) * dim + d)) };
+                        *a = _mm256_fmadd_ps(q, x, *a);
+                    }
+                }
+                // SAFETY: r + 8 ≤ out.len().
+                unsafe { _mm256_storeu_ps(out.as_mut_ptr().add(r), sums_f32(acc)) };
+                if wide < dim {
+                    for j in 0..STEP {
+                        let tail = &rows[(r + j) * dim + wide..(r + j + 1) * dim];
+                        let tail = query[wide..].iter().zip(tail);
+                        out[r + j] += tail.map(|(q, &x)| q * $widen(x)).sum::<f32>();
+                    }
+                }
             }
-            d += 8;
+            for r in steps..out.len() {
+                let row = &rows[r * dim..(r + 1) * dim];
+                let mut acc = _mm256_setzero_ps();
+                for d in (0..wide).step_by(8) {
+                    // SAFETY: d + 8 ≤ wide ≤ dim, the length of both slices.
+                    let (q, x) = unsafe {
+                        (
+                            _mm256_loadu_ps(query.as_ptr().add(d)),
+                            $load(row.as_ptr().add(d)),
+                        )
+                    };
+                    acc = _mm256_fmadd_ps(q, x, acc);
+                }
+                let tail = query[wide..].iter().zip(&row[wide..]);
+                out[r] = sum(acc) + tail.map(|(q, &x)| q * $widen(x)).sum::<f32>();
+            }
         }
-        let tail: f32 = query[wide..]
-            .iter()
-            .zip(&row[wide..])
-            .map(|(q, &x)| q * half::f16::from_bits(x).to_f32())
-            .sum();
-        *o = sum(acc) + tail;
-    }
+    };
 }
 
+floats!(
+    /// Inner products of f32 vectors.
+    dot_f32,
+    f32,
+    "avx2,fma",
+    |p| _mm256_loadu_ps(p),
+    |x: f32| x
+);
+
+floats!(
+    /// Inner products of an f32 query with f16 rows.
+    dot_f16,
+    u16,
+    "avx2,fma,f16c",
+    |p: *const u16| _mm256_cvtph_ps(_mm_loadu_si128(p.cast())),
+    |x: u16| half::f16::from_bits(x).to_f32()
+);
+
+/// One horizontal sum in the order of [`sums_f32`]: a row has the same score alone and among
+/// others.
 #[target_feature(enable = "avx2")]
 fn sum(v: __m256) -> f32 {
-    let half = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
-    let pair = _mm_add_ps(half, _mm_movehl_ps(half, half));
-    _mm_cvtss_f32(_mm_add_ss(pair, _mm_shuffle_ps::<1>(pair, pair)))
+    let pairs = _mm256_hadd_ps(v, v);
+    let fours = _mm256_hadd_ps(pairs, pairs);
+    let high = _mm256_extractf128_ps::<1>(fours);
+    _mm_cvtss_f32(_mm_add_ss(_mm256_castps256_ps128(fours), high))
 }
 
 /// Which of at most 64 scores are above the threshold.
@@ -180,6 +213,32 @@ pub(super) unsafe fn above(scores: &[f32], threshold: f32) -> u64 {
     for &s in chunks.remainder() {
         mask |= u64::from(s > threshold) << shift;
         shift += 1;
+    }
+    mask
+}
+
+/// Which of at most 64 sums are above the threshold after scaling.
+///
+/// # Safety
+/// The CPU has AVX2; `sums.len() <= 64`; `scales.len() == sums.len()`.
+#[target_feature(enable = "avx2")]
+pub(super) unsafe fn above_scaled(sums: &[i32], scales: &[f32], threshold: f32) -> u64 {
+    let t = _mm256_set1_ps(threshold);
+    let wide = sums.len() / 8 * 8;
+    let mut mask = 0u64;
+    for i in (0..wide).step_by(8) {
+        // SAFETY: i + 8 ≤ wide ≤ the length of both slices.
+        let (x, scale) = unsafe {
+            (
+                _mm256_loadu_si256(sums.as_ptr().add(i).cast()),
+                _mm256_loadu_ps(scales.as_ptr().add(i)),
+            )
+        };
+        let above = _mm256_cmp_ps::<_CMP_GT_OQ>(_mm256_mul_ps(_mm256_cvtepi32_ps(x), scale), t);
+        mask |= u64::from(_mm256_movemask_ps(above) as u8) << i;
+    }
+    for i in wide..sums.len() {
+        mask |= u64::from(sums[i] as f32 * scales[i] > threshold) << i;
     }
     mask
 }
@@ -320,20 +379,65 @@ const TILE_DIM: usize = 1024;
 struct Tile([u8; 16 * TILE_DIM]);
 
 /// # Safety
-/// `rows.len() == 16 * dim`; `dim` is a multiple of 4 up to `TILE_DIM`.
+/// The CPU has AVX2; `rows.len() == 16 * dim`; `dim` is a multiple of 4 up to `TILE_DIM`.
 #[target_feature(enable = "avx2")]
 unsafe fn interleave(rows: &[i8], dim: usize, tile: &mut Tile) {
-    let quads: &[[u8; 4]] = bytemuck::cast_slice(rows);
     let steps = dim / 4;
+    let sign = _mm256_set1_epi8(i8::MIN);
     for half in 0..2 {
-        for t in 0..steps {
+        let rows = &rows[half * 8 * dim..(half + 1) * 8 * dim];
+        let mut t = 0;
+        // Eight rows × eight quads are a square of u32, transposed in registers.
+        while t + 8 <= steps {
+            let mut x = [_mm256_setzero_si256(); 8];
+            for (r, x) in x.iter_mut().enumerate() {
+                // SAFETY: r · dim + 4 t + 32 ≤ 8 · dim.
+                *x = _mm256_xor_si256(unsafe { load(rows, r * dim + 4 * t) }, sign);
+            }
+            for (i, y) in transpose(x).into_iter().enumerate() {
+                let to = &mut tile.0[(half * steps + t + i) * 32..][..32];
+                // SAFETY: `to` has 32 bytes.
+                unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), y) };
+            }
+            t += 8;
+        }
+        let quads: &[[u8; 4]] = bytemuck::cast_slice(rows);
+        for t in t..steps {
             for r in 0..8 {
-                let x = u32::from_le_bytes(quads[(half * 8 + r) * steps + t]) ^ 0x8080_8080;
+                let x = u32::from_le_bytes(quads[r * steps + t]) ^ 0x8080_8080;
                 let at = (half * steps + t) * 32 + r * 4;
                 tile.0[at..at + 4].copy_from_slice(&x.to_le_bytes());
             }
         }
     }
+}
+
+/// Transposes 8 × 8 values of 32 bits.
+#[target_feature(enable = "avx2")]
+fn transpose(x: [__m256i; 8]) -> [__m256i; 8] {
+    let pair = |i: usize| {
+        (
+            _mm256_unpacklo_epi32(x[i], x[i + 1]),
+            _mm256_unpackhi_epi32(x[i], x[i + 1]),
+        )
+    };
+    let ((a0, a1), (b0, b1), (c0, c1), (d0, d1)) = (pair(0), pair(2), pair(4), pair(6));
+    let four = |a, b| (_mm256_unpacklo_epi64(a, b), _mm256_unpackhi_epi64(a, b));
+    // Columns k and k + 4 of rows 0 to 3, and of rows 4 to 7.
+    let ((e0, e1), (e2, e3)) = (four(a0, b0), four(a1, b1));
+    let ((f0, f1), (f2, f3)) = (four(c0, d0), four(c1, d1));
+    let low = |a, b| _mm256_permute2x128_si256::<0x20>(a, b);
+    let high = |a, b| _mm256_permute2x128_si256::<0x31>(a, b);
+    [
+        low(e0, f0),
+        low(e1, f1),
+        low(e2, f2),
+        low(e3, f3),
+        high(e0, f0),
+        high(e1, f1),
+        high(e2, f2),
+        high(e3, f3),
+    ]
 }
 
 /// Queries × rows as outer products: a vector holds four values of eight rows, and four values
@@ -367,22 +471,28 @@ macro_rules! many {
                     let width = (offsets.len() - q).min(3);
                     // A narrow last group reads its last query more than once.
                     let at = [0, 1, 2].map(|i: usize| (q + i.min(width - 1)) * dim);
-                    let mut acc = [[_mm256_setzero_si256(); 2]; 3];
+                    // Six sums and two operands: all registers, if they are named.
+                    let zero = _mm256_setzero_si256();
+                    let (mut a0, mut a1, mut b0) = (zero, zero, zero);
+                    let (mut b1, mut c0, mut c1) = (zero, zero, zero);
                     for s in 0..steps {
                         // SAFETY: both vectors end at or before 32 · 2 · steps = 16 · dim.
                         let x0 = unsafe { load(&tile.0, s * 32) };
                         // SAFETY: as above.
                         let x1 = unsafe { load(&tile.0, (steps + s) * 32) };
-                        for (a, at) in acc.iter_mut().zip(at) {
-                            // SAFETY: at + 4 s + 4 ≤ queries.len(); any alignment will do.
-                            let four = unsafe {
-                                queries.as_ptr().add(at + 4 * s).cast::<i32>().read_unaligned()
-                            };
-                            let four = _mm256_set1_epi32(four);
-                            a[0] = $step(a[0], x0, four);
-                            a[1] = $step(a[1], x1, four);
-                        }
+                        // SAFETY: at + 4 s + 4 ≤ queries.len() for each; any alignment will do.
+                        let four = |at: usize| unsafe {
+                            let four = queries.as_ptr().add(at + 4 * s).cast::<i32>();
+                            _mm256_set1_epi32(four.read_unaligned())
+                        };
+                        let q = four(at[0]);
+                        (a0, a1) = ($step(a0, x0, q), $step(a1, x1, q));
+                        let q = four(at[1]);
+                        (b0, b1) = ($step(b0, x0, q), $step(b1, x1, q));
+                        let q = four(at[2]);
+                        (c0, c1) = ($step(c0, x0, q), $step(c1, x1, q));
                     }
+                    let acc = [[a0, a1], [b0, b1], [c0, c1]];
                     for (i, a) in acc.iter().enumerate().take(width) {
                         let offset = _mm256_set1_epi32(offsets[q + i]);
                         let to = &mut out[(q + i) * n + t * 16..][..16];

@@ -2,6 +2,8 @@
 //! by hand (a few protobuf fields), so that no ONNX library is needed.
 #![allow(dead_code, unreachable_pub)]
 
+pub mod fuzz;
+
 use std::path::{Path, PathBuf};
 
 use tercet::{Bundle, BundleWriter, ItemTableBuilder, Manifest, Scheme};
@@ -68,6 +70,31 @@ pub fn write_bundle(path: &Path, n: usize, scheme: Scheme) -> Vec<f32> {
     writer.table(&table).unwrap();
     writer.finish(manifest()).unwrap();
     vectors
+}
+
+/// A bundle of `n` random items in `partitions` partitions, with bias and, where the scheme
+/// takes one, a tail.
+pub fn write_partitioned(path: &Path, n: usize, scheme: Scheme, partitions: usize) {
+    let vectors = Rng(n as u64 + 1).vectors(n * DIM);
+    let keys = keys(n);
+    let bias: Vec<f32> = (0..n).map(|i| (i % 3) as f32 * 0.01).collect();
+    let shares = vec![1; n];
+    let mut table = ItemTableBuilder::new(DIM, scheme, &keys, &vectors)
+        .and_then(|t| t.bias(&bias))
+        .and_then(|t| t.modalities(&shares))
+        .and_then(|t| t.partitions(partitions))
+        .unwrap();
+    if matches!(scheme, Scheme::Int8 | Scheme::TwoStage) {
+        table = table.tail().unwrap();
+    }
+    let mut writer = BundleWriter::create(path).unwrap();
+    writer.table(&table).unwrap();
+    let mut m = manifest();
+    m.modalities = vec![tercet::bundle::Modality {
+        name: "text".into(),
+        dim: 4,
+    }];
+    writer.finish(m).unwrap();
 }
 
 /// As [`write_bundle`], in a fresh folder.
