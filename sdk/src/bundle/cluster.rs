@@ -103,7 +103,7 @@ fn next(state: &mut u64) -> usize {
 /// partition of each row. Partitions may be empty.
 pub(super) fn cluster(vectors: &[f32], dim: usize, count: usize) -> (Vec<f32>, Vec<u32>) {
     let n = vectors.len() / dim;
-    let mut seed = 0x7e4c_e7;
+    let mut seed = 0x7e_4ce7;
     // A partial shuffle picks the sample and, at its front, the first centroids.
     let mut rows: Vec<u32> = (0..n as u32).collect();
     let sample = n.min(count.saturating_mul(SAMPLE));
