@@ -84,6 +84,12 @@ pub enum Error {
         /// What is missing or in the way.
         reason: String,
     },
+    /// The folder holds another bundle than when it was opened, and the call needed a file of it.
+    #[error("{} was replaced since it was opened; open it again", path.display())]
+    Replaced {
+        /// The folder.
+        path: PathBuf,
+    },
     /// `manifest.json` is longer than any real manifest.
     #[error("{} has {bytes} bytes, limit is {limit}", path.display())]
     ManifestTooLarge {

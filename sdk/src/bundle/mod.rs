@@ -169,8 +169,8 @@ impl Bundle {
     /// [`Session`](crate::Session) does it once, when it first needs to.
     ///
     /// # Errors
-    /// [`Error::MissingTower`], [`Error::EngineUnavailable`], [`Error::Engine`], and the tensor
-    /// errors of [`Bundle::open`].
+    /// [`Error::MissingTower`], [`Error::EngineUnavailable`], [`Error::Engine`],
+    /// [`Error::Replaced`], and the tensor errors of [`Bundle::open`].
     pub fn load_user_tower(&self) -> Result<UserTower> {
         let compact = cfg!(feature = "compact") && self.0.manifest.engine.user_weights.is_some();
         self.load_user_tower_with(if compact {
@@ -193,6 +193,7 @@ impl Bundle {
         };
         let file = file.ok_or(Error::MissingTower { tower: "user" })?;
         let path = self.0.path.join(file);
+        self.check_not_replaced()?;
         let tower = match engine {
             EngineKind::Compact => {
                 let bytes = self.0.manifest.files.get(file).map_or(0, |f| f.bytes);
@@ -200,6 +201,7 @@ impl Bundle {
             }
             EngineKind::Tract => engine::load(&path, "user_vector")?,
         };
+        self.check_not_replaced()?;
         Ok(UserTower::new(tower, self.manifest(), file))
     }
 
@@ -210,8 +212,22 @@ impl Bundle {
     pub fn load_fusion_tower(&self) -> Result<FusionTower> {
         let file = self.0.manifest.engine.fusion_tower.as_deref();
         let file = file.ok_or(Error::MissingTower { tower: "fusion" })?;
+        self.check_not_replaced()?;
         let tower = engine::load(&self.0.path.join(file), "item_vector")?;
+        self.check_not_replaced()?;
         Ok(FusionTower::new(tower, self.manifest(), file))
+    }
+
+    /// The table stays what it was when the folder is replaced, but a tower is read when first
+    /// needed: one of another release must not meet this table. Asked before reading, for a
+    /// clear error, and after it, for certainty.
+    fn check_not_replaced(&self) -> Result<()> {
+        if read_manifest(&self.0.path)? == self.0.manifest {
+            return Ok(());
+        }
+        Err(Error::Replaced {
+            path: self.0.path.clone(),
+        })
     }
 
     /// Whether the manifest names a user tower.
