@@ -35,7 +35,7 @@ pub struct DistillConfig {
     /// Half-lives of the heads in events, 0 for none. Absent: by whether the data has order.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub half_lives: Option<Vec<f64>>,
-    /// Events looked back on. Absent: the 95th percentile of training histories, 20 to 256.
+    /// Events looked back on. Absent: the 95th percentile of training histories, 20 to 512.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub window: Option<usize>,
     /// What the learnt `graph` features start from.
@@ -109,16 +109,16 @@ impl Default for DistillConfig {
             weight_decay: 1e-4,
             batch: 256,
             cuts: 3,
-            teacher_weight: 0.5,
-            score_weight: 1.0,
+            teacher_weight: 0.2,
+            score_weight: 10.0,
             teacher_items: 100,
             rank_decay: 20.0,
             align_weight: 0.1,
             drop_steps: 0.3,
             drop_graph: 0.5,
             drop_content: 0.2,
-            dropout: 0.2,
-            min_keep: 0.2,
+            dropout: 0.1,
+            min_keep: 0.5,
             empty: 0.02,
             cold_targets: false,
             mask_history: true,
@@ -333,7 +333,7 @@ impl<'a> Distiller<'a> {
             lengths.sort_unstable();
             lengths[(lengths.len() - 1) * 95 / 100]
                 .next_multiple_of(10)
-                .clamp(20, 256)
+                .clamp(20, 512)
         });
         let half_lives = cfg.half_lives.clone().unwrap_or_else(|| {
             if data.ordered {
