@@ -2,8 +2,14 @@ use super::*;
 use crate::graph::SparseMatrix;
 
 fn toy(cfg: DiffMmConfig) -> Result<DiffMm> {
+    toy_in_order(cfg, [0, 1, 2])
+}
+
+/// The same users in another order.
+fn toy_in_order(cfg: DiffMmConfig, order: [usize; 3]) -> Result<DiffMm> {
     let dev = Device::Cpu;
-    let rows = Csr::from_rows([&[0u32, 1][..], &[1, 2], &[3]]);
+    let rows = [&[0u32, 1][..], &[1, 2], &[3]];
+    let rows = Csr::from_rows(order.map(|u| rows[u]));
     let f1 = Tensor::new(&[[3f32, 4.], [1., 0.], [0., 2.], [-1., -1.]], &dev)?;
     let f2 = Tensor::new(&[[0f32, 1.], [2., 2.], [-3., 0.], [1., -1.]], &dev)?;
     let cfg = DiffMmConfig {
@@ -16,7 +22,8 @@ fn toy(cfg: DiffMmConfig) -> Result<DiffMm> {
     let mut m = DiffMm::build(rows, 4, features, cfg, 1, &dev)?;
     let mut map = TensorMap::new();
     m.params.export("", &mut map)?;
-    let p = Tensor::new(&[[1f32, 0.], [0., 1.], [1., 1.]], &dev)?;
+    let p = [[1f32, 0.], [0., 1.], [1., 1.]];
+    let p = Tensor::new(&order.map(|u| p[u]), &dev)?;
     let q = Tensor::new(&[[1f32, 2.], [0., -1.], [0.5, 0.5], [-1., 0.]], &dev)?;
     map.insert("user_ids".into(), p);
     map.insert("item_ids".into(), q);
@@ -31,6 +38,7 @@ fn toy(cfg: DiffMmConfig) -> Result<DiffMm> {
     }
     m.params.import("", &map)?;
     for (k, chosen) in [[0u32, 1, 3], [1, 1, 2]].iter().enumerate() {
+        let chosen = order.map(|u| chosen[u]);
         let edges = chosen.iter().enumerate().map(|(u, &i)| (u as u32, i));
         m.generated[k] = Propagation::new(normalized_bipartite(3, 4, edges, true)?);
     }
@@ -273,4 +281,24 @@ fn without_generated_graph_and_contrast_the_denoiser_has_no_influence() -> Resul
             .map(|v| f64::from(*v))
             .collect::<Vec<_>>(),
     )
+}
+
+/// Oracle 10.9.
+#[test]
+fn scores_do_not_depend_on_the_order_of_users() -> Result<()> {
+    let order = [2, 0, 1];
+    let scores = |m: DiffMm| -> Result<Vec<Vec<f32>>> {
+        let h = m.views(false)?.main;
+        Ok(h.narrow(0, 0, 3)?
+            .matmul(&h.narrow(0, 3, 4)?.t()?)?
+            .to_vec2()?)
+    };
+    let straight = scores(toy(DiffMmConfig::default())?)?;
+    let permuted = scores(toy_in_order(DiffMmConfig::default(), order)?)?;
+    for (row, &user) in permuted.iter().zip(&order) {
+        for (a, b) in row.iter().zip(&straight[user]) {
+            assert!((a - b).abs() < 1e-5 * b.abs().max(1.0), "{a} {b}");
+        }
+    }
+    Ok(())
 }
