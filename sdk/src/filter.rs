@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::id::Row;
+use crate::kernel;
 use crate::table::{Attribute, ItemTable, NO_VALUE};
 
 /// Longest text that [`Filter::parse`] accepts, in bytes.
@@ -24,6 +25,9 @@ pub const MAX_FILTER_TERMS: usize = 256;
 
 /// Rows per word of a bitmap.
 const WORD: usize = 64;
+
+/// Words that every test is tried on, to find the order in which the tests are done.
+const SAMPLE: usize = 16;
 
 /// A condition on items: tests of attribute values joined by *and*, *or* and *not*.
 ///
@@ -285,23 +289,22 @@ impl ItemTable {
     /// [`MAX_FILTER_TERMS`] conditions; [`Error::CorruptTensor`].
     pub fn select(&self, filter: &Filter) -> Result<Selection> {
         let items = self.len();
-        let steps = resolve(self, filter)?;
-        let mut words = vec![0u64; items.div_ceil(WORD)];
-        let mut stack: Vec<u64> = Vec::new();
-        for (w, out) in words.iter_mut().enumerate() {
-            let rows = w * WORD..items.min((w + 1) * WORD);
-            stack.clear();
-            for step in &steps {
-                // Postfix by construction: an operator finds its operands on the stack.
-                let word = match step {
-                    Step::Test(test) => test.word(rows.clone())?,
-                    Step::And => pop(&mut stack) & pop(&mut stack),
-                    Step::Or => pop(&mut stack) | pop(&mut stack),
-                    Step::Not => !pop(&mut stack),
-                };
-                stack.push(word);
+        let rows = |w: usize| w * WORD..items.min((w + 1) * WORD);
+        let mut tree = plan(resolve(self, filter)?);
+        // What a test costs is known, how much it lets pass is tried out on some words.
+        let n = items.div_ceil(WORD);
+        let sample: Vec<usize> = (0..n.min(SAMPLE)).map(|i| i * n / n.min(SAMPLE)).collect();
+        tree.arrange(&|test: &Test<'_>| {
+            let mut passed = 0;
+            for &w in &sample {
+                passed += (test.word(rows(w))? & live(&rows(w))).count_ones();
             }
-            *out = pop(&mut stack) & (u64::MAX >> (WORD - rows.len()));
+            Ok(f64::from(passed) / (sample.len() * WORD).max(1) as f64)
+        })?;
+        let mut words = vec![0u64; n];
+        for (w, out) in words.iter_mut().enumerate() {
+            let rows = rows(w);
+            *out = tree.word(&rows, live(&rows))? & live(&rows);
         }
         Ok(Selection {
             len: words.iter().map(|w| w.count_ones() as usize).sum(),
@@ -311,10 +314,137 @@ impl ItemTable {
     }
 }
 
-fn pop(stack: &mut Vec<u64>) -> u64 {
-    let top = stack.pop();
-    debug_assert!(top.is_some(), "an operator without operands");
-    top.unwrap_or(0)
+/// One bit per row of a word.
+fn live(rows: &std::ops::Range<usize>) -> u64 {
+    u64::MAX >> (WORD - rows.len())
+}
+
+/// A resolved filter as a tree, at most as deep as it has tests: *and* and *or* take any number
+/// of parts, and a *not* is a mark on what it negates.
+struct Node<'a> {
+    negated: bool,
+    kind: Kind<'a>,
+}
+
+enum Kind<'a> {
+    Test(Test<'a>),
+    All(Vec<Node<'a>>),
+    Any(Vec<Node<'a>>),
+}
+
+/// Postfix to tree. Postfix by construction: an operator finds its operands on the stack.
+fn plan(steps: Vec<Step<'_>>) -> Node<'_> {
+    let mut stack: Vec<Node<'_>> = Vec::new();
+    let nothing = || Node {
+        negated: false,
+        kind: Kind::Any(Vec::new()),
+    };
+    for step in steps {
+        let node = match step {
+            Step::Test(test) => Node {
+                negated: false,
+                kind: Kind::Test(test),
+            },
+            Step::Not => {
+                let mut node = stack.pop().unwrap_or_else(nothing);
+                node.negated = !node.negated;
+                node
+            }
+            Step::And | Step::Or => {
+                let right = stack.pop().unwrap_or_else(nothing);
+                let left = stack.pop().unwrap_or_else(nothing);
+                let all = matches!(step, Step::And);
+                let mut parts = Vec::new();
+                for node in [left, right] {
+                    // (x and y) and z is one conjunction of three.
+                    match node.kind {
+                        Kind::All(inner) if all && !node.negated => parts.extend(inner),
+                        Kind::Any(inner) if !all && !node.negated => parts.extend(inner),
+                        kind => parts.push(Node { kind, ..node }),
+                    }
+                }
+                let kind = if all {
+                    Kind::All(parts)
+                } else {
+                    Kind::Any(parts)
+                };
+                Node {
+                    negated: false,
+                    kind,
+                }
+            }
+        };
+        stack.push(node);
+    }
+    stack.pop().unwrap_or_else(nothing)
+}
+
+impl Node<'_> {
+    /// Sorts the parts of every *and* and *or* so that little work decides much: by cost over
+    /// the share of words' bits that a part settles. Returns cost and share of rows that pass.
+    fn arrange(&mut self, passes: &impl Fn(&Test<'_>) -> Result<f64>) -> Result<(f64, f64)> {
+        let (cost, pass) = match &mut self.kind {
+            Kind::Test(test) => (test.cost(), passes(test)?),
+            Kind::All(parts) => {
+                let parts = sort_parts(parts, passes, |pass| 1.0 - pass)?;
+                let pass = parts.iter().map(|p| p.1).product();
+                (parts.iter().map(|p| p.0).sum(), pass)
+            }
+            Kind::Any(parts) => {
+                let parts = sort_parts(parts, passes, |pass| pass)?;
+                let fail: f64 = parts.iter().map(|p| 1.0 - p.1).product();
+                (parts.iter().map(|p| p.0).sum(), 1.0 - fail)
+            }
+        };
+        Ok((cost, if self.negated { 1.0 - pass } else { pass }))
+    }
+
+    /// One bit per row; only those in `wanted` need be right, and parts that cannot change them
+    /// are not evaluated.
+    fn word(&self, rows: &std::ops::Range<usize>, wanted: u64) -> Result<u64> {
+        let word = match &self.kind {
+            Kind::Test(test) => test.word(rows.clone())?,
+            Kind::All(parts) => {
+                let mut open = wanted;
+                for part in parts {
+                    if open == 0 {
+                        break;
+                    }
+                    open &= part.word(rows, open)?;
+                }
+                open
+            }
+            Kind::Any(parts) => {
+                let mut closed = wanted;
+                for part in parts {
+                    if closed == 0 {
+                        break;
+                    }
+                    closed &= !part.word(rows, closed)?;
+                }
+                !closed
+            }
+        };
+        Ok(if self.negated { !word } else { word })
+    }
+}
+
+/// Arranges each part, then all of them by cost over what `settles` makes of their pass rates.
+fn sort_parts(
+    parts: &mut Vec<Node<'_>>,
+    passes: &impl Fn(&Test<'_>) -> Result<f64>,
+    settles: impl Fn(f64) -> f64,
+) -> Result<Vec<(f64, f64)>> {
+    let mut rated = Vec::with_capacity(parts.len());
+    for mut part in parts.drain(..) {
+        let (cost, pass) = part.arrange(passes)?;
+        rated.push((cost / settles(pass).max(1e-3), (cost, pass), part));
+    }
+    // Stable: equals stay as the host wrote them.
+    rated.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let figures = rated.iter().map(|r| r.1).collect();
+    parts.extend(rated.into_iter().map(|r| r.2));
+    Ok(figures)
 }
 
 /// An operation resolved against a table.
@@ -442,6 +572,19 @@ pub(crate) fn number(value: &[u8]) -> Option<f64> {
 }
 
 impl Test<'_> {
+    /// Rough cost of a word, in reads of one.
+    fn cost(&self) -> f64 {
+        match self {
+            Test::Constant(_) | Test::Bitmap(_) => 1.0,
+            Test::Rows(_) => 4.0,
+            Test::Column(column, codes) => match (codes, &column.lists) {
+                (_, Some(_)) => 200.0,
+                (Codes::One(_) | Codes::Any, None) => 20.0,
+                (Codes::Many(_), None) => 80.0,
+            },
+        }
+    }
+
     /// One bit per row of `rows`, of which there are at most 64; higher bits are arbitrary.
     fn word(&self, rows: std::ops::Range<usize>) -> Result<u64> {
         match self {
@@ -454,8 +597,14 @@ impl Test<'_> {
                 Ok(here.fold(0, |word, &row| word | 1 << (row as usize % WORD)))
             }
             Test::Column(column, codes) => match codes {
-                Codes::Any => column_word(column, rows, |code| code != NO_VALUE),
-                Codes::One(wanted) => column_word(column, rows, |code| code == *wanted),
+                Codes::Any => match compared(column, &rows, NO_VALUE) {
+                    Some(absent) => Ok(!absent),
+                    None => column_word(column, rows, |code| code != NO_VALUE),
+                },
+                Codes::One(wanted) => match compared(column, &rows, *wanted) {
+                    Some(word) => Ok(word),
+                    None => column_word(column, rows, |code| code == *wanted),
+                },
                 // A code beyond the dictionary, such as `NO_VALUE`, is in no word of it.
                 Codes::Many(bits) => column_word(column, rows, |code| {
                     let word = bits.get(code as usize / WORD).copied().unwrap_or(0);
@@ -464,6 +613,17 @@ impl Test<'_> {
             },
         }
     }
+}
+
+/// Which rows of a column with one value each have the code `wanted`, unless a code is stray.
+fn compared(column: &Attribute, rows: &std::ops::Range<usize>, wanted: u32) -> Option<u64> {
+    if column.lists.is_some() {
+        return None;
+    }
+    let codes = column.codes.get().get(rows.clone())?;
+    let limit = column.values.len() as u32;
+    let (word, stray) = kernel::active().equal(codes, wanted, limit);
+    (!stray).then_some(word)
 }
 
 fn column_word(

@@ -38,6 +38,9 @@ type DotU4 = unsafe fn(query: &[i8], rows: &[u8], out: &mut [i32]);
 type ManyI8 = unsafe fn(queries: &[i8], dim: usize, rows: &[i8], out: &mut [i32]);
 /// Bit i tells whether `scores[i]`, of at most 64, is above the threshold.
 type Above = unsafe fn(scores: &[f32], threshold: f32) -> u64;
+/// Which of at most 64 codes equal the wanted one, and whether one is neither below the limit nor
+/// `u32::MAX`.
+type Equal = unsafe fn(codes: &[u32], wanted: u32, limit: u32) -> (u64, bool);
 /// Bit i tells whether `sums[i]` · `scales[i]`, of at most 64, is above the threshold.
 type AboveScaled = unsafe fn(sums: &[i32], scales: &[f32], threshold: f32) -> u64;
 
@@ -55,6 +58,7 @@ pub struct Kernel {
     many_i8: ManyI8,
     above: Above,
     above_scaled: AboveScaled,
+    equal: Equal,
 }
 
 /// Values that are packed together: byte j of a block's bytes holds value j in its low half
@@ -202,6 +206,17 @@ impl Kernel {
         // SAFETY: as in `dot_i8`; the lengths were checked above.
         unsafe { (self.above_scaled)(sums, scales, threshold) }
     }
+
+    /// Which of the codes of an attribute column equal `wanted`, one bit each, and whether one
+    /// is stray: neither below `limit` nor `u32::MAX`.
+    ///
+    /// # Panics
+    /// If there are more than 64 codes.
+    pub fn equal(&self, codes: &[u32], wanted: u32, limit: u32) -> (u64, bool) {
+        assert!(codes.len() <= 64, "{} codes in a group", codes.len());
+        // SAFETY: as in `dot_i8`; the length was checked above.
+        unsafe { (self.equal)(codes, wanted, limit) }
+    }
 }
 
 /// 65536 · 127² < 2³¹, so i32 sums cannot overflow.
@@ -233,6 +248,7 @@ pub fn available() -> Vec<Kernel> {
             many_i8: x86_64::many_i8,
             above: x86_64::above,
             above_scaled: x86_64::above_scaled,
+            equal: x86_64::equal,
         };
         if x86_64::has_avx512_vnni() {
             kernels.push(Kernel {
@@ -266,6 +282,7 @@ pub fn available() -> Vec<Kernel> {
             many_i8: aarch64::many_i8,
             above: scalar::above,
             above_scaled: scalar::above_scaled,
+            equal: scalar::equal,
         };
         if aarch64::has_dotprod() {
             let dotprod = Kernel {
@@ -300,6 +317,7 @@ const SCALAR: Kernel = Kernel {
     many_i8: scalar::many_i8,
     above: scalar::above,
     above_scaled: scalar::above_scaled,
+    equal: scalar::equal,
 };
 
 /// The kernel of that name.
@@ -622,6 +640,31 @@ mod tests {
                         "{} {len}",
                         kernel.name()
                     );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn equal_equals_plain_comparisons() {
+        let mut rng = Lcg(6);
+        for kernel in available() {
+            for len in 0..=64 {
+                for limit in [1, 3, 4, u32::MAX] {
+                    for kind in 0..3 {
+                        let codes: Vec<u32> = (0..len)
+                            .map(|_| match (kind, rng.next() % 5) {
+                                (1, 4) => u32::MAX,
+                                (2, 4) => u32::MAX - 1,
+                                (_, code) => code.min(3),
+                            })
+                            .collect();
+                        let wanted = rng.next() % 4;
+                        let mask = (0..len).fold(0, |m, i| m | u64::from(codes[i] == wanted) << i);
+                        let stray = codes.iter().any(|&c| c >= limit && c != u32::MAX);
+                        let got = kernel.equal(&codes, wanted, limit);
+                        assert_eq!(got, (mask, stray), "{} {codes:?}", kernel.name());
+                    }
                 }
             }
         }

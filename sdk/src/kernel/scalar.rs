@@ -39,6 +39,13 @@ pub(super) fn above_scaled(sums: &[i32], scales: &[f32], threshold: f32) -> u64 
     bits(pairs.map(|(&sum, scale)| sum as f32 * scale > threshold))
 }
 
+pub(super) fn equal(codes: &[u32], wanted: u32, limit: u32) -> (u64, bool) {
+    let stray = codes
+        .iter()
+        .fold(false, |any, &c| any | (c >= limit && c != u32::MAX));
+    (bits(codes.iter().map(|&code| code == wanted)), stray)
+}
+
 fn bits(values: impl Iterator<Item = bool>) -> u64 {
     // Bytes first: that loop compiles to vector compares.
     let mut flags = [0u8; 64];

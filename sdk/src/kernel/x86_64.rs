@@ -217,6 +217,39 @@ pub(super) unsafe fn above(scores: &[f32], threshold: f32) -> u64 {
     mask
 }
 
+/// Which of at most 64 codes equal the wanted one, and whether one is stray.
+///
+/// # Safety
+/// The CPU has AVX2; `codes.len() <= 64`.
+#[target_feature(enable = "avx2")]
+pub(super) unsafe fn equal(codes: &[u32], wanted: u32, limit: u32) -> (u64, bool) {
+    let (w, l) = (
+        _mm256_set1_epi32(wanted as i32),
+        _mm256_set1_epi32(limit as i32),
+    );
+    let none = _mm256_set1_epi32(-1);
+    let wide = codes.len() / 8 * 8;
+    let (mut mask, mut strays) = (0u64, _mm256_setzero_si256());
+    for i in (0..wide).step_by(8) {
+        // SAFETY: i + 8 ≤ wide ≤ codes.len().
+        let x = unsafe { _mm256_loadu_si256(codes.as_ptr().add(i).cast()) };
+        let same = _mm256_castsi256_ps(_mm256_cmpeq_epi32(x, w));
+        mask |= u64::from(_mm256_movemask_ps(same) as u8) << i;
+        // x ≥ limit, unsigned, and not all ones.
+        let high = _mm256_cmpeq_epi32(_mm256_max_epu32(x, l), x);
+        strays = _mm256_or_si256(
+            strays,
+            _mm256_andnot_si256(_mm256_cmpeq_epi32(x, none), high),
+        );
+    }
+    let mut stray = _mm256_testz_si256(strays, strays) == 0;
+    for (i, &code) in codes.iter().enumerate().skip(wide) {
+        mask |= u64::from(code == wanted) << i;
+        stray |= code >= limit && code != u32::MAX;
+    }
+    (mask, stray)
+}
+
 /// Which of at most 64 sums are above the threshold after scaling.
 ///
 /// # Safety
