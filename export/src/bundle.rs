@@ -20,6 +20,7 @@ use tercet_models::student::Student;
 use crate::attribution::modality_shares;
 use crate::error::{Error, Result};
 use crate::onnx::{self, OPSET, TensorData, TowerTensor, Weights};
+use crate::quality::{TableQuality, table_quality};
 use crate::scorer::BundleScorer;
 use crate::verify::{self, Parity};
 
@@ -39,6 +40,12 @@ const PROBE_TOLERANCE: f32 = 0.2;
 pub struct ExportOptions {
     /// Number format of the item table.
     pub table: Scheme,
+    /// Whether the table has a tail of 4 more bits a value for finalists: int8 and two-stage only.
+    pub tail: bool,
+    /// Number of partitions to store rows by.
+    pub partitions: Option<usize>,
+    /// Partitions that a search looks at by default; as many as find 98 % if absent.
+    pub probes: Option<usize>,
     /// Number format of the towers' weights.
     pub towers: Weights,
     /// Stable name of the line of bundles; the destination's file name without extension if absent.
@@ -58,6 +65,9 @@ impl Default for ExportOptions {
     fn default() -> Self {
         Self {
             table: Scheme::Int8,
+            tail: false,
+            partitions: None,
+            probes: None,
             towers: Weights::Int8,
             bundle_id: None,
             bundle_version: None,
@@ -157,6 +167,8 @@ pub struct ExportReport {
     pub metrics: BTreeMap<String, f64>,
     /// The bundle's vectors and rankings against the student's.
     pub parity: Parity,
+    /// What searches of the table find of the student's best items.
+    pub quality: TableQuality,
     /// Wall seconds.
     pub seconds: f64,
 }
@@ -182,6 +194,11 @@ pub fn export(
     let started = Instant::now();
     let dest = dest.as_ref();
     check_fit(student, data)?;
+    if options.probes.is_some() && options.partitions.is_none() {
+        return Err(Error::Mismatch {
+            reason: "probes are partitions to look at; give a number of partitions too".into(),
+        });
+    }
     // Refuses a destination that must not be replaced before any work is done.
     drop(BundleWriter::create(dest)?);
     let parent = match dest.parent() {
@@ -215,6 +232,17 @@ pub fn export(
     let metrics =
         |r: &Option<eval::EvalReport>| r.as_ref().map(|r| r.metrics.clone()).unwrap_or_default();
     let (full_metrics, packed_metrics) = (metrics(&full), metrics(&packed));
+    let quality = table_quality(&draft, &scorer, data, &parts.vectors, options.probes)?;
+    manifest.table.probes = quality.probes;
+    let loss: BTreeMap<&String, f64> = full_metrics
+        .iter()
+        .filter_map(|(name, full)| Some((name, full - packed_metrics.get(name)?)))
+        .collect();
+    // Of the bundle as it will be: by default a search of the draft looks at all partitions.
+    let draft = match quality.probes {
+        Some(_) => parts.write(&staging.path().join("probed.tercet"), manifest.clone())?,
+        None => draft,
+    };
     manifest.probe = probe(&draft, data)?;
     manifest.card = json!({
         "model": "student",
@@ -234,6 +262,13 @@ pub fn export(
         },
         "parity": parity,
         "formats": { "table": options.table, "towers": options.towers },
+        "table": {
+            "scheme": options.table,
+            "tail": options.tail,
+            "partitions": options.partitions,
+            "search": quality,
+            "metric_loss": loss,
+        },
         "seeds": { "student": provenance.seed },
         "command": provenance.command,
     });
@@ -260,6 +295,7 @@ pub fn export(
         student: full_metrics,
         metrics: packed_metrics,
         parity,
+        quality,
         seconds: started.elapsed().as_secs_f64(),
     })
 }
@@ -346,6 +382,8 @@ fn dataset_card(data: &Dataset) -> Value {
 struct Parts<'a> {
     dim: usize,
     scheme: Scheme,
+    tail: bool,
+    partitions: Option<usize>,
     keys: Vec<&'a str>,
     vectors: Vec<f32>,
     popularity: Vec<f32>,
@@ -391,6 +429,8 @@ impl<'a> Parts<'a> {
         Ok(Self {
             dim: student.shape.dim,
             scheme: options.table,
+            tail: options.tail,
+            partitions: options.partitions,
             keys: data.items.keys().collect(),
             vectors: verify::to_vec(items)?,
             popularity: counts
@@ -406,6 +446,12 @@ impl<'a> Parts<'a> {
     fn write(&self, dest: &Path, manifest: Manifest) -> Result<Bundle> {
         let mut table = ItemTableBuilder::new(self.dim, self.scheme, &self.keys, &self.vectors)?
             .popularity(&self.popularity)?;
+        if self.tail {
+            table = table.tail()?;
+        }
+        if let Some(count) = self.partitions {
+            table = table.partitions(count)?;
+        }
         if !self.modalities.is_empty() {
             table = table.modalities(&self.modalities)?;
         }

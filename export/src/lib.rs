@@ -11,12 +11,14 @@ mod bundle;
 mod error;
 mod inspect;
 pub mod onnx;
+mod quality;
 mod scorer;
 pub mod verify;
 
 pub use bundle::{ExportOptions, ExportReport, Provenance, SkippedAttribute, export};
 pub use error::{Error, Result};
 pub use inspect::{FileReport, InspectReport, TensorReport, inspect};
+pub use quality::TableQuality;
 pub use scorer::BundleScorer;
 pub use tercet::Scheme;
 pub use verify::{Parity, VerifyReport, verify};

@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 /// f32 query and the quantized row.
 ///
 /// That is the formula by which a session orders its finalists. A session with an int8 table first
-/// picks max(2k, k + 64) finalists with a query of 8 bits; what that first pass loses is not
+/// picks max(1.5k, k + 32) finalists with a query of 8 bits; what that first pass loses is not
 /// visible here, [`Parity::scan_overlap`](crate::Parity::scan_overlap) measures it.
 ///
 /// Items and behaviours are matched by name. An item that the bundle lacks scores −∞, an event of

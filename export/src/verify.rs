@@ -141,6 +141,31 @@ impl Bounds {
         }
     }
 
+    /// The bounds of a table: as for towers, and for int4 a cosine of 0.98 on average and 0.9
+    /// at worst. (Values of a normal distribution in steps of a 7.5th of the largest of 32 come
+    /// to 0.997.)
+    pub fn of_table(scheme: Scheme) -> Self {
+        match scheme {
+            Scheme::F32 => Self::of(Weights::F32),
+            Scheme::F16 => Self::of(Weights::F16),
+            Scheme::Int4 => Self {
+                max_abs: f32::INFINITY,
+                mean_cosine: 0.98,
+                min_cosine: 0.9,
+            },
+            _ => Self::of(Weights::Int8),
+        }
+    }
+
+    /// The wider of both in each respect.
+    fn or(self, other: Self) -> Self {
+        Self {
+            max_abs: self.max_abs.max(other.max_abs),
+            mean_cosine: self.mean_cosine.min(other.mean_cosine),
+            min_cosine: self.min_cosine.min(other.min_cosine),
+        }
+    }
+
     /// # Errors
     /// [`Error::Parity`], naming `what` and the number that is out of bounds.
     pub fn check(&self, what: &str, d: &Distance) -> Result<()> {
@@ -232,7 +257,7 @@ pub fn parity(
         table.decode(row, out)?;
     }
 
-    let histories = sample_histories(data, student.shape.window);
+    let histories = sample_histories(data, student.shape.window, Split::Test);
     let views: Vec<&[HistoryEvent]> = histories.iter().map(Vec::as_slice).collect();
     let want = to_vec(&reference.user_vectors(&views)?)?;
     let got = scorer.user_vectors(&views)?;
@@ -256,23 +281,15 @@ pub fn parity(
 /// # Errors
 /// [`Error::Parity`] for the first bound that is broken.
 pub fn check(parity: &Parity, table: Scheme, towers: Weights) -> Result<()> {
-    let table = match table {
-        Scheme::F32 => Weights::F32,
-        Scheme::F16 => Weights::F16,
-        _ => Weights::Int8,
-    };
+    let stored = Bounds::of_table(table);
     // User vectors suffer from both.
-    let coarser = match (table, towers) {
-        (Weights::F32, other) | (other, Weights::F32) => other,
-        (Weights::F16, Weights::F16) => Weights::F16,
-        _ => Weights::Int8,
-    };
-    Bounds::of(table).check("item vectors in the table", &parity.table)?;
+    let users = stored.or(Bounds::of(towers));
+    stored.check("item vectors in the table", &parity.table)?;
     Bounds::of(towers).check("item vectors of the fusion tower", &parity.items)?;
-    Bounds::of(coarser).check("user vectors", &parity.users)?;
+    users.check("user vectors", &parity.users)?;
     // The same numbers in another order of summation: rounding alone, whatever the form.
     Bounds::of(Weights::F32).check("user vectors of the graph", &parity.engines)?;
-    let least = if coarser == Weights::F32 {
+    let least = if table == Scheme::F32 && towers == Weights::F32 {
         MIN_OVERLAP.0
     } else {
         MIN_OVERLAP.1
@@ -289,12 +306,16 @@ pub fn check(parity: &Parity, table: Scheme, towers: Weights) -> Result<()> {
 }
 
 /// Up to [`SAMPLES`] evenly spaced users' histories, among them an empty one and one of one event.
-fn sample_histories(data: &Dataset, window: usize) -> Vec<Vec<HistoryEvent>> {
+pub(crate) fn sample_histories(
+    data: &Dataset,
+    window: usize,
+    split: Split,
+) -> Vec<Vec<HistoryEvent>> {
     let users = data.num_users();
     let step = users.div_ceil(SAMPLES).max(1);
     let mut out: Vec<Vec<HistoryEvent>> = (0..users)
         .step_by(step)
-        .map(|u| data.history(u as u32, Split::Test))
+        .map(|u| data.history(u as u32, split))
         .map(|mut h| h.split_off(h.len().saturating_sub(window)))
         .collect();
     if let Some(short) = out.first().and_then(|h| h.last()).copied() {

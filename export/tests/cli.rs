@@ -206,6 +206,86 @@ fn the_whole_path() -> Outcome {
     )?;
     assert!(text.contains("teleport"), "{text}");
 
+    let attribute = made["attributes"]
+        .as_array()
+        .and_then(|a| a.iter().filter_map(Value::as_str).find(|a| *a != "title"))
+        .ok_or("no attribute")?;
+    let cap = format!("{attribute}=2");
+    let calibrate = format!("{attribute}=0.5");
+    let every: Vec<&str> = [
+        "--diversity 0.3 --diversity-method dpp --popularity -0.5 --explore 0.2 --seed 3",
+        "--together-by least-misery --probes exact --history",
+    ]
+    .iter()
+    .flat_map(|part| part.split(' '))
+    .collect();
+    let every = [
+        &recommend[..],
+        &every,
+        &[
+            &history,
+            "--together",
+            first,
+            "--cap",
+            &cap,
+            "--calibrate",
+            &calibrate,
+        ],
+    ]
+    .concat();
+    let got = json(dir, &every)?;
+    assert_eq!(got["items"].as_array().map(Vec::len), Some(5));
+    assert_eq!(json(dir, &every)?["items"], got["items"]);
+    let shares = got["items"][0]["modalities"]
+        .as_array()
+        .ok_or("no shares")?;
+    let sum: f64 = shares.iter().filter_map(|m| m["share"].as_f64()).sum();
+    assert!((sum - 1.0).abs() < 0.01, "{shares:?}");
+    std::fs::write(dir.join("stock.txt"), format!("{first}\n\nunknown\n"))?;
+    let stock = [
+        &recommend[..],
+        &["--history", &history, "--available", "stock.txt"],
+    ]
+    .concat();
+    let got = json(dir, &stock)?;
+    assert_eq!(got["items"].as_array().map(Vec::len), Some(1));
+    assert_eq!(got["items"][0]["id"], first);
+    for wrong in [
+        ["--cap", "category"],
+        ["--freshness", "year,1,2"],
+        ["--probes", "0"],
+        ["--calibrate", "category=x"],
+    ] {
+        fails(dir, 2, &[&recommend[..], &wrong].concat())?;
+    }
+
+    // Every form of the table; the card tells what it costs.
+    for (table, more, least) in [
+        ("f32", &[][..], 0.999),
+        ("int4", &[], 0.8),
+        ("two-stage", &["--tail"], 0.99),
+        ("int8", &["--tail", "--partitions", "8"], 0.99),
+        ("two-stage", &["--partitions", "8", "--probes", "3"], 0.95),
+    ] {
+        let form = [&out[..], &["--table", table, "--json"], more].concat();
+        let made = json(dir, &form)?;
+        let recall = made["quality"]["recall"].as_f64().ok_or("no recall")?;
+        assert!(recall >= least, "{table} {more:?}: {recall}");
+        let seen = json(dir, &["inspect", "shop.tercet", "--json"])?;
+        assert_eq!(seen["card"]["table"]["search"], made["quality"]);
+        assert!(seen["card"]["table"]["metric_loss"]["recall@20"].is_number());
+        assert_eq!(seen["table"]["probes"], made["quality"]["probes"]);
+        if more.contains(&"3") {
+            assert_eq!(seen["table"]["probes"], 3);
+        }
+        json(dir, &["verify", "shop.tercet", "--json"])?;
+        json(dir, &[&recommend[..], &["--history", &history]].concat())?;
+        json(dir, &["bench", "shop.tercet", "--runs", "3", "--json"])?;
+    }
+    fails(dir, 1, &[&out[..], &["--table", "f32", "--tail"]].concat())?;
+    fails(dir, 2, &[&out[..], &["--probes", "3"]].concat())?;
+    json(dir, &[&out[..], &["--json"]].concat())?;
+
     let got = json(
         dir,
         &[

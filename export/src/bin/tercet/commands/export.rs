@@ -19,6 +19,15 @@ enum FormatArg {
     Int8,
 }
 
+#[derive(Clone, Copy, ValueEnum)]
+enum TableArg {
+    F32,
+    F16,
+    Int8,
+    Int4,
+    TwoStage,
+}
+
 /// Options of `export`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -31,9 +40,20 @@ pub(crate) struct Args {
     /// Bundle to write, conventionally NAME.tercet; an older bundle there is replaced.
     #[arg(long)]
     out: PathBuf,
-    /// Number format of item vectors.
+    /// Number format of item vectors. `two-stage` finds candidates by half of the 8 bits.
     #[arg(long, value_enum, default_value = "int8")]
-    table: FormatArg,
+    table: TableArg,
+    /// Add 4 more bits a value, which finalists alone are scored with: int8 and two-stage.
+    #[arg(long)]
+    tail: bool,
+    /// Store rows in so many partitions of similar items, of which a search looks at some: for
+    /// catalogs of several 100,000 items, four times the root of their number.
+    #[arg(long, value_name = "N", value_parser = shared::positive)]
+    partitions: Option<usize>,
+    /// Partitions that a search looks at unless it says otherwise; as many as find 98 % of the
+    /// best 100 when absent.
+    #[arg(long, value_name = "N", value_parser = shared::positive, requires = "partitions")]
+    probes: Option<usize>,
     /// Number format of the towers' weights.
     #[arg(long, value_enum, default_value = "int8")]
     towers: FormatArg,
@@ -71,10 +91,15 @@ pub(crate) fn run(args: Args) -> Result<()> {
     provenance.command = Some(shared::command_line());
     let options = ExportOptions {
         table: match args.table {
-            FormatArg::F32 => Scheme::F32,
-            FormatArg::F16 => Scheme::F16,
-            FormatArg::Int8 => Scheme::Int8,
+            TableArg::F32 => Scheme::F32,
+            TableArg::F16 => Scheme::F16,
+            TableArg::Int8 => Scheme::Int8,
+            TableArg::Int4 => Scheme::Int4,
+            TableArg::TwoStage => Scheme::TwoStage,
         },
+        tail: args.tail,
+        partitions: args.partitions,
+        probes: args.probes,
         towers: match args.towers {
             FormatArg::F32 => Weights::F32,
             FormatArg::F16 => Weights::F16,
@@ -127,6 +152,12 @@ fn print(r: &ExportReport) {
         "  best 20: {:.3} shared with the student, {:.3} found by the scan",
         p.top_overlap, p.scan_overlap
     );
+    let q = &r.quality;
+    print!("  recall@{} {:.4} against full precision", q.k, q.recall);
+    match (q.probes, q.recall_probing) {
+        (Some(probes), Some(recall)) => println!(", {recall:.4} with {probes} probes"),
+        _ => println!(),
+    }
     if r.users > 0 {
         output::metric_table(&[("student", &r.student), ("bundle", &r.metrics)]);
     }
