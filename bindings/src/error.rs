@@ -122,6 +122,8 @@ fn kind(error: &Error) -> Kind {
         | Error::DuplicateKey { .. }
         | Error::NonFinite { .. } => Kind::InvalidArgument,
         Error::UnknownItem => Kind::UnknownItem,
+        // To be opened again, as after closing.
+        Error::Replaced { .. } => Kind::Closed,
         Error::UnsupportedFormat { .. } | Error::UnsupportedScheme { .. } => {
             Kind::IncompatibleBundle
         }
