@@ -33,6 +33,13 @@ pub struct Engine {
     revision: AtomicI64,
 }
 
+fn session_options(max_history: i32) -> Result<SessionOptions> {
+    Ok(match max_history {
+        0 => SessionOptions::default(),
+        n => SessionOptions::default().max_history(count("max_history", n)?),
+    })
+}
+
 fn caught<T>(f: impl FnOnce() -> Result<T>) -> Result<T> {
     // What a panic can leave half-done sits behind the session's mutex, which is poisoned then.
     catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|payload| Err(HostError::panicked(&*payload)))
@@ -42,10 +49,7 @@ impl Engine {
     /// Opens the bundle in a folder.
     pub fn open(path: &str, options: &Options) -> Result<Self> {
         caught(|| {
-            let mut session = SessionOptions::default();
-            if options.max_history != 0 {
-                session = session.max_history(count("max_history", options.max_history)?);
-            }
+            let session = session_options(options.max_history)?;
             let mode = match options.copy {
                 true => LoadMode::Read,
                 false => LoadMode::Map,
@@ -57,6 +61,11 @@ impl Engine {
             }
             Self::over(bundle, session)
         })
+    }
+
+    /// An engine over an open bundle; `max_history` as in [`Options`].
+    pub fn on(bundle: &Bundle, max_history: i32) -> Result<Self> {
+        caught(|| Self::over(bundle.clone(), session_options(max_history)?))
     }
 
     fn over(bundle: Bundle, options: SessionOptions) -> Result<Self> {

@@ -1,0 +1,136 @@
+"""Runs bindings/scenario.tsv and compares every line."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import tercet
+
+SCENARIO = Path(__file__).parents[2] / "scenario.tsv"
+
+
+def bits(x: float) -> str:
+    # A Python float holds every f32 exactly, so this gives back the very bits.
+    return struct.pack(">f", x).hex()
+
+
+def lines(best: list[tercet.Recommendation]) -> list[str]:
+    out = []
+    for r in best:
+        words = [r.item, bits(r.score)]
+        for b in r.because:
+            words += [b.item, bits(b.share)]
+        out.append("\t".join(words))
+    return out
+
+
+class Host:
+    def __init__(self, fixtures: Path, scratch: Path) -> None:
+        self.fixtures, self.scratch = fixtures, scratch
+        self.heard = 0
+
+    def path(self, name: str) -> str:
+        return str(self.scratch / name[1:] if name.startswith("$") else self.fixtures / name)
+
+    def count(self, revision: int) -> None:
+        assert revision > 0
+        self.heard += 1
+
+    @staticmethod
+    def fail(revision: int) -> None:
+        raise RuntimeError("no database")
+
+    def run(self, words: list[str]) -> list[str]:
+        def given(word: str) -> str | None:
+            return None if word == "-" else word
+
+        verb, arguments = words[0], words[1:]
+        if verb == "open":
+            history = 512
+            flags = {"copy": False, "verify": False}
+            for flag in arguments[1:]:
+                if flag in flags:
+                    flags[flag] = True
+                else:
+                    history = int(flag.partition("=")[2])
+            bundle = tercet.open(self.path(arguments[0]), **flags)
+            session = bundle.session(max_history=history)
+            self.bundle, self.session = bundle, session
+        elif verb == "close":
+            self.session.close()
+            self.bundle.close()
+        elif verb == "info":
+            i = self.bundle.info
+            first = [i.bundle_id, i.bundle_version, i.items, i.dim, i.window]
+            return ["\t".join(map(str, first)), "\t".join(i.behaviors), "\t".join(i.attributes)]
+        elif verb == "record":
+            time = given(arguments[2])
+            known = self.session.record(
+                arguments[0], given(arguments[1]), None if time is None else int(time)
+            )
+            return [f"{'known' if known else 'unknown'}\theard\t{self.heard}"]
+        elif verb == "history":
+            return [item for item, _, _ in self.session.history()]
+        elif verb == "recommend":
+            settings: dict[str, object] = {}
+            for setting in arguments:
+                name, _, value = setting.partition("=")
+                read = {"k": int, "filter": str, "diversity": float, "pool": int}
+                if name == "exclude":
+                    settings[name] = value.split(",")
+                elif name in read:
+                    settings[name] = read[name](value)
+                else:
+                    settings[name] = True
+            return lines(self.session.recommend(**settings))  # type: ignore[arg-type]
+        elif verb == "rank":
+            ranked, unknown = self.session.rank(arguments)
+            return lines(ranked) + [f"unknown\t{item}" for item in unknown]
+        elif verb == "similar":
+            return lines(self.session.similar(arguments[0], int(arguments[1])))
+        elif verb == "vector":
+            return ["\t".join(bits(float(x)) for x in self.session.user_vector())]
+        elif verb == "probe":
+            report = self.bundle.probe()
+            if report is None:
+                return ["none"]
+            return [f"{report[0]}\t{report[1]}\t{'passed' if report[2] else 'failed'}"]
+        elif verb == "verify":
+            self.bundle.verify()
+            return ["fine"]
+        elif verb == "save":
+            self.session.save(self.path(arguments[0]))
+        elif verb == "restore":
+            self.session.restore(self.path(arguments[0]))
+        elif verb == "erase":
+            snapshot = given(arguments[0])
+            file = None if snapshot is None else self.path(snapshot)
+            self.session.erase(file)
+            there = file is not None and Path(file).exists()
+            return [f"{'there' if there else 'gone'}\theard\t{self.heard}"]
+        elif verb == "listener":
+            self.heard = 0
+            listener = {"count": self.count, "fail": self.fail}.get(arguments[0])
+            self.session.set_listener(listener)
+        else:
+            raise AssertionError(verb)
+        return []
+
+
+def test_scenario(fixtures: Path, tmp_path: Path) -> None:
+    steps: list[tuple[int, list[str], list[str]]] = []
+    for number, text in enumerate(SCENARIO.read_text(encoding="utf-8").splitlines(), 1):
+        if text.startswith("="):
+            steps[-1][2].append(text)
+        elif text and not text.startswith("#"):
+            steps.append((number, text.split("\t"), []))
+    host = Host(fixtures, tmp_path)
+    for number, words, expected in steps:
+        try:
+            got = [f"=\t{line}" for line in host.run(words)]
+        except tercet.TercetError as e:
+            assert e.reason and str(e) == e.reason
+            got = [f"=!\t{type(e).__name__.removesuffix('Error')}"]
+        assert got == expected, f"line {number}: {words}"
+    assert len(steps) > 50

@@ -1,0 +1,267 @@
+import Foundation
+import Testing
+
+@testable import Tercet
+
+/// Folder written by `tercet-fixtures`.
+private let fixtures = ProcessInfo.processInfo.environment["TERCET_FIXTURES"] ?? "fixtures"
+
+private func caseName(_ error: any Error) -> String {
+    guard let error = error as? TercetError else { return "\(error)" }
+    #expect(!error.reason.isEmpty)
+    #expect(error.recoverySuggestion?.isEmpty == false)
+    switch error {
+    case .Closed: return "Closed"
+    case .InvalidArgument: return "InvalidArgument"
+    case .UnknownItem: return "UnknownItem"
+    case .NotFound: return "NotFound"
+    case .IncompatibleBundle: return "IncompatibleBundle"
+    case .CorruptBundle: return "CorruptBundle"
+    case .CorruptSnapshot: return "CorruptSnapshot"
+    case .Unsupported: return "Unsupported"
+    case .Listener: return "Listener"
+    case .Io: return "Io"
+    case .Internal: return "Internal"
+    }
+}
+
+private func bits(_ x: Float) -> String {
+    let text = String(x.bitPattern, radix: 16)
+    return String(repeating: "0", count: 8 - text.count) + text
+}
+
+private func lines(_ best: [Recommendation]) -> [String] {
+    best.map { r in
+        ([r.item, bits(r.score)] + r.because.flatMap { [$0.item, bits($0.share)] })
+            .joined(separator: "\t")
+    }
+}
+
+private final class Counter: HistoryListener, @unchecked Sendable {
+    private let lock = NSLock()
+    private var value = 0
+
+    var heard: Int {
+        lock.lock()
+        defer { lock.unlock() }
+        return value
+    }
+
+    func historyChanged(revision: Int64) throws {
+        lock.lock()
+        value += 1
+        lock.unlock()
+    }
+}
+
+private final class Broken: HistoryListener {
+    struct NoDatabase: Error {}
+
+    func historyChanged(revision: Int64) throws {
+        throw NoDatabase()
+    }
+}
+
+/// Runs the steps of scenario.tsv.
+private final class Host {
+    let scratch: String
+    var recommender: Recommender?
+    var counter = Counter()
+
+    init(scratch: String) {
+        self.scratch = scratch
+    }
+
+    func path(_ name: String) -> String {
+        name.hasPrefix("$") ? "\(scratch)/\(name.dropFirst())" : "\(fixtures)/\(name)"
+    }
+
+    func given(_ word: String) -> String? {
+        word == "-" ? nil : word
+    }
+
+    func run(_ words: [String]) async throws -> [String] {
+        if words[0] == "open" {
+            var copy = false
+            var verify = false
+            var maxHistory: Int32 = 0
+            for flag in words.dropFirst(2) {
+                switch flag {
+                case "copy": copy = true
+                case "verify": verify = true
+                default: maxHistory = Int32(flag.split(separator: "=")[1])!
+                }
+            }
+            recommender = try await Recommender(
+                path: path(words[1]),
+                options: Options(copy: copy, verify: verify, maxHistory: maxHistory))
+            return []
+        }
+        let recommender = try #require(self.recommender)
+        switch words[0] {
+        case "close":
+            recommender.close()
+        case "info":
+            let i = try await recommender.info()
+            return [
+                "\(i.bundleId)\t\(i.bundleVersion)\t\(i.items)\t\(i.dim)\t\(i.window)",
+                i.behaviors.joined(separator: "\t"),
+                i.attributes.joined(separator: "\t"),
+            ]
+        case "record":
+            let time = given(words[3]).map { Date(timeIntervalSince1970: Double($0)!) }
+            let known = try await recommender.record(words[1], behavior: given(words[2]), at: time)
+            return ["\(known ? "known" : "unknown")\theard\t\(counter.heard)"]
+        case "history":
+            return try await recommender.history().map(\.item)
+        case "recommend":
+            return lines(try await recommender.recommend(query(words.dropFirst())))
+        case "rank":
+            let ranking = try await recommender.rank(Array(words.dropFirst()))
+            return lines(ranking.ranked) + ranking.unknown.map { "unknown\t\($0)" }
+        case "similar":
+            return lines(try await recommender.similar(to: words[1], Int(words[2])!))
+        case "vector":
+            return [try await recommender.userVector().map(bits).joined(separator: "\t")]
+        case "probe":
+            guard let probe = try await recommender.probe() else { return ["none"] }
+            return ["\(probe.found)\t\(probe.expected)\t\(probe.passed ? "passed" : "failed")"]
+        case "verify":
+            try await recommender.verify()
+            return ["fine"]
+        case "save":
+            try await recommender.save(to: path(words[1]))
+        case "restore":
+            try await recommender.restore(from: path(words[1]))
+        case "erase":
+            let file = given(words[1]).map(path)
+            try await recommender.erase(file: file)
+            let there = file.map { FileManager.default.fileExists(atPath: $0) } ?? false
+            return ["\(there ? "there" : "gone")\theard\t\(counter.heard)"]
+        case "listener":
+            counter = Counter()
+            switch words[1] {
+            case "count": recommender.setListener(counter)
+            case "fail": recommender.setListener(Broken())
+            default: recommender.setListener(nil)
+            }
+        default:
+            Issue.record("unknown step \(words[0])")
+        }
+        return []
+    }
+
+    private func query(_ settings: ArraySlice<String>) -> Query {
+        var k: Int32 = 0
+        var filter: String?
+        var diversity: Float = 0
+        var pool: Int32 = 0
+        var exclude: [String] = []
+        for setting in settings {
+            let parts = setting.split(separator: "=", maxSplits: 1).map(String.init)
+            switch parts[0] {
+            case "k": k = Int32(parts[1])!
+            case "filter": filter = parts[1]
+            case "diversity": diversity = Float(parts[1])!
+            case "pool": pool = Int32(parts[1])!
+            case "exclude": exclude = parts[1].split(separator: ",").map(String.init)
+            default: break
+            }
+        }
+        return Query(
+            k: k, filter: filter, diversity: diversity, pool: pool, exclude: exclude,
+            includeSeen: settings.contains("include_seen"), explain: settings.contains("explain"))
+    }
+}
+
+private func scratchFolder() throws -> String {
+    let folder = FileManager.default.temporaryDirectory.appendingPathComponent(UUID().uuidString)
+    try FileManager.default.createDirectory(at: folder, withIntermediateDirectories: true)
+    return folder.path
+}
+
+@Test func scenario() async throws {
+    let file = URL(fileURLWithPath: "\(fixtures)/scenario.tsv")
+    var steps: [(line: Int, words: [String], expected: [String])] = []
+    let text = try String(contentsOf: file, encoding: .utf8)
+    for (number, line) in text.split(separator: "\n", omittingEmptySubsequences: false).enumerated() {
+        if line.hasPrefix("=") {
+            steps[steps.count - 1].expected.append(String(line))
+        } else if !line.isEmpty && !line.hasPrefix("#") {
+            let words = line.split(separator: "\t", omittingEmptySubsequences: false)
+            steps.append((number + 1, words.map(String.init), []))
+        }
+    }
+    #expect(steps.count > 50)
+    let host = Host(scratch: try scratchFolder())
+    for step in steps {
+        var got: [String]
+        do {
+            got = try await host.run(step.words).map { "=\t\($0)" }
+        } catch {
+            got = ["=!\t\(caseName(error))"]
+        }
+        #expect(got == step.expected, "line \(step.line): \(step.words)")
+    }
+}
+
+@Test func closedIsClosed() async throws {
+    let recommender = try await Recommender(path: "\(fixtures)/shop.tercet")
+    let other = try recommender.newSession()
+    recommender.close()
+    recommender.close()
+    await #expect(throws: TercetError.self) { try await recommender.recommend(3) }
+    #expect(try await other.recommend(3).count == 3)
+}
+
+@Test func theListenersErrorIsTyped() async throws {
+    let recommender = try await Recommender(path: "\(fixtures)/shop.tercet")
+    recommender.setListener(Broken())
+    do {
+        try await recommender.record("item-1")
+        Issue.record("nothing was thrown")
+    } catch {
+        #expect(caseName(error) == "Listener")
+    }
+    #expect(try await recommender.history().map(\.item) == ["item-1"])
+}
+
+@Test func hugeAndNegativeNumbers() async throws {
+    let recommender = try await Recommender(path: "\(fixtures)/shop.tercet")
+    #expect(try await recommender.recommend(Int.max).count == 60)
+    do {
+        _ = try await recommender.recommend(-1)
+        Issue.record("nothing was thrown")
+    } catch {
+        #expect(caseName(error) == "InvalidArgument")
+    }
+}
+
+@Test func aStreamFollowsTheHistory() async throws {
+    let recommender = try await Recommender(path: "\(fixtures)/shop.tercet")
+    var values = recommender.recommendations(Query(k: 3)).makeAsyncIterator()
+    let before = try await values.next()
+    try await recommender.record("item-3", behavior: "view")
+    let after = try await values.next()
+    #expect(before != nil && after != nil && before != after)
+    recommender.close()
+    #expect(try await values.next() == nil)
+}
+
+@Test func fourTasks() async throws {
+    let shared = try await Recommender(path: "\(fixtures)/shop.tercet")
+    try await withThrowingTaskGroup(of: Void.self) { group in
+        for number in 0..<4 {
+            group.addTask {
+                let own = try shared.newSession()
+                for i in 0..<50 {
+                    try await own.record("item-\((7 * i + number) % 60)")
+                    try await shared.record("item-\((3 * i + number) % 60)", behavior: "buy")
+                    _ = try await own.recommend(5)
+                }
+            }
+        }
+        try await group.waitForAll()
+    }
+    #expect(try await shared.history().count == 200)
+}
