@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import tercet
@@ -118,19 +121,41 @@ class Host:
         return []
 
 
-def test_scenario(fixtures: Path, tmp_path: Path) -> None:
+def play(text: str, fixtures: Path, scratch: Path) -> None:
     steps: list[tuple[int, list[str], list[str]]] = []
-    for number, text in enumerate(SCENARIO.read_text(encoding="utf-8").splitlines(), 1):
-        if text.startswith("="):
-            steps[-1][2].append(text)
-        elif text and not text.startswith("#"):
-            steps.append((number, text.split("\t"), []))
-    host = Host(fixtures, tmp_path)
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.startswith("="):
+            steps[-1][2].append(line)
+        elif line and not line.startswith("#"):
+            steps.append((number, line.split("\t"), []))
+    host = Host(fixtures, scratch)
     for number, words, expected in steps:
         try:
-            got = [f"=\t{line}" for line in host.run(words)]
+            got = [f"=\t{out}" for out in host.run(words)]
         except tercet.TercetError as e:
             assert e.reason and str(e) == e.reason
             got = [f"=!\t{type(e).__name__.removesuffix('Error')}"]
         assert got == expected, f"line {number}: {words}"
     assert len(steps) > 50
+
+
+def test_with_the_scalar_kernel(fixtures: Path) -> None:
+    """The committed answers, which hold on every CPU. A kernel is chosen once per process."""
+    program = (
+        "import sys, tempfile; from pathlib import Path; import test_scenario as t; "
+        "t.play(t.SCENARIO.read_text(encoding='utf-8'), Path(sys.argv[1]), Path(tempfile.mkdtemp()))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(fixtures)],
+        cwd=Path(__file__).parent,
+        env={**os.environ, "TERCET_KERNEL": "scalar"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_with_the_kernel_of_this_machine(fixtures: Path, tmp_path: Path) -> None:
+    """The answers that Rust gave on this machine."""
+    answers = fixtures / "answers.tsv"
+    play(answers.read_text(encoding="utf-8"), fixtures, tmp_path)
