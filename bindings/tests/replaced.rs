@@ -1,4 +1,4 @@
-//! What is guaranteed when a bundle's folder changes under an open engine.
+//! What is guaranteed when a bundle's folder is incomplete, or changes under an open engine.
 
 use tercet::{BundleWriter, ItemTableBuilder, Manifest, Scheme};
 use tercet_ffi::types::{Options, Query};
@@ -81,4 +81,21 @@ fn a_copied_table_survives_a_file_cut_short_in_place() {
     assert_eq!(engine.recommend(Query::top(5)).unwrap(), before);
     let error = Engine::open(&path, &options).err().unwrap();
     assert_eq!(error.kind, Kind::CorruptBundle);
+}
+
+#[test]
+fn a_missing_folder_is_not_a_damaged_bundle() {
+    let folder = tempfile::tempdir().unwrap();
+    let open = |path: &std::path::Path| {
+        let path = path.to_str().unwrap();
+        Engine::open(path, &Options::default()).err().unwrap()
+    };
+    assert_eq!(open(&folder.path().join("none")).kind, Kind::NotFound);
+    assert_eq!(open(folder.path()).kind, Kind::CorruptBundle);
+    let path = folder.path().join("shop.tercet");
+    tercet_fixtures::write_shop(&path).unwrap();
+    std::fs::remove_file(path.join("items.safetensors")).unwrap();
+    let error = open(&path);
+    assert_eq!(error.kind, Kind::CorruptBundle);
+    assert!(error.reason.contains("items.safetensors"), "{error}");
 }
