@@ -59,7 +59,8 @@ for name in ("recall", "ndcg", "hit", "coverage"):
 popularity = bundle.popularity()
 popular = {}
 if popularity is not None:
-    order = [bundle.keys()[r] for r in np.argsort(-popularity, kind="stable")]
+    keys = bundle.keys()
+    order = [keys[place] for place in np.argsort(-popularity, kind="stable").tolist()]
     for k in lengths:
         shares = []
         for history, wanted in zip(histories, targets):
@@ -70,7 +71,7 @@ if popularity is not None:
 
 # %% Figures: recall by length, and the spread of scores.
 users = bundle.encode(histories[:200])
-_, scores = bundle.search(users, min(50, len(bundle)))
+scores = bundle.search(users, min(50, len(bundle)))[1]
 spread = np.median(scores, axis=0)
 
 
