@@ -1,10 +1,19 @@
 //! Distillation: any scorer, or a blend of several, into the one student.
 //!
-//! Per training example (a user's history, cut or sub-sampled) the student learns from the items
-//! the user really had next and from the teacher's top-K list. Teachers differ in the scale of
-//! their scores, so a list is used by rank: its r-th item has weight `exp(−r/λ)` (ranking
-//! distillation, Tang & Wang, KDD 2018), and the student's full softmax is fitted to those weights.
-//! Items of the history are masked, as they are when recommending.
+//! Per training example (a user's history, cut or sub-sampled) the student learns from three things:
+//!
+//! - the scores that the teachers give to all items, each row brought to mean zero and unit
+//!   deviation, by mean squared difference (matching of logits: Ba & Caruana, NIPS 2014; Hinton et
+//!   al., 2015). This carries what a teacher knows about items it does not put first, and for
+//!   linear teachers such as EASE it is what keeps a student of 64 dimensions close to a matrix of
+//!   N² weights;
+//! - the items the user really had next;
+//! - the teachers' top-K lists by rank: the r-th item has weight `exp(−r/λ)` (ranking distillation,
+//!   Tang & Wang, KDD 2018). The student's softmax over all items is fitted to both.
+//!
+//! The learnt item features start from the teacher's item vectors or, where it has none, from the
+//! leading directions of its scores ([`crate::spectrum`]); the scale of the untrained student's
+//! scores is set by least squares. Items of the history are masked, as they are when recommending.
 
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;

@@ -153,7 +153,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         clock,
     );
 
-    say("3/5 student: towers for items and histories, taught by the teacher's lists");
+    say("3/5 student: towers for items and histories, taught by the teacher's scores");
     let clock = Instant::now();
     let mut spec = RunConfig::new("student")?;
     spec.seed = args.seed;
