@@ -57,14 +57,20 @@ pub fn write_bundle(path: &Path, items: usize, dim: usize, towers: Option<&Path>
     if let Some(source) = towers {
         let source = Bundle::open(source)?;
         let from = source.manifest();
-        let file = from.engine.user_tower.clone();
-        let file = file.context("that bundle has no user tower")?;
+        anyhow::ensure!(source.has_user_tower(), "that bundle has no user tower");
         anyhow::ensure!(from.dim == dim, "its vectors have {} values", from.dim);
-        writer.write_file(&file, &std::fs::read(source.path().join(&file))?)?;
+        for file in [&from.engine.user_tower, &from.engine.user_weights] {
+            let Some(file) = file else { continue };
+            writer.write_file(file, &std::fs::read(source.path().join(file))?)?;
+        }
         manifest.window = from.window;
         manifest.behaviors = from.behaviors.clone();
         manifest.engine.opset = from.engine.opset;
-        manifest.engine.user_tower = Some(file);
+        manifest.engine.user_tower.clone_from(&from.engine.user_tower);
+        manifest
+            .engine
+            .user_weights
+            .clone_from(&from.engine.user_weights);
     }
     writer.finish(manifest)?;
     Ok(())
