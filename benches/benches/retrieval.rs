@@ -75,7 +75,7 @@ const fn filtered(name: &'static str, one_in: usize) -> Method {
     }
 }
 
-const METHODS: [Method; 25] = [
+const METHODS: [Method; 28] = [
     flat("tercet_f32", Scheme::F32, false),
     flat("tercet_f16", Scheme::F16, false),
     flat("tercet_int8", Scheme::Int8, false),
@@ -112,6 +112,24 @@ const METHODS: [Method; 25] = [
         "tercet_int8_part",
         Scheme::Int8,
         Effort::Probes(128),
+    ),
+    probing(
+        "tercet_int8_part_p160",
+        "tercet_int8_part",
+        Scheme::Int8,
+        Effort::Probes(160),
+    ),
+    probing(
+        "tercet_int8_part_p320",
+        "tercet_int8_part",
+        Scheme::Int8,
+        Effort::Probes(320),
+    ),
+    probing(
+        "tercet_two_stage_part_p320",
+        "tercet_two_stage_part",
+        Scheme::TwoStage,
+        Effort::Probes(320),
     ),
     probing(
         "tercet_int8_part_p192",
