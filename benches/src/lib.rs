@@ -66,7 +66,10 @@ pub fn write_bundle(path: &Path, items: usize, dim: usize, towers: Option<&Path>
         manifest.window = from.window;
         manifest.behaviors = from.behaviors.clone();
         manifest.engine.opset = from.engine.opset;
-        manifest.engine.user_tower.clone_from(&from.engine.user_tower);
+        manifest
+            .engine
+            .user_tower
+            .clone_from(&from.engine.user_tower);
         manifest
             .engine
             .user_weights
