@@ -83,9 +83,6 @@ pub struct DistillConfig {
     pub min_keep: f64,
     /// Share of examples with an empty history.
     pub empty: f64,
-    /// Let teachers that see content name items without a training event. Without, those items
-    /// stay out of the losses.
-    pub cold_targets: bool,
     /// Mask items of the history; false where users return to items.
     pub mask_history: bool,
 }
@@ -129,7 +126,6 @@ impl Default for DistillConfig {
             dropout: 0.1,
             min_keep: 0.5,
             empty: 0.02,
-            cold_targets: false,
             mask_history: true,
         }
     }
@@ -152,10 +148,10 @@ pub struct Teachers {
     scorers: Vec<Box<dyn Scorer>>,
     top: usize,
     weights: Vec<f32>,
-    /// Items without a training event, ascending.
+    /// Items without a training event, ascending. A teacher of interactions alone has nothing to
+    /// say of them, and as nobody's target they would only teach the fusion tower to recognise
+    /// items without co-behaviour and to bury them: they stay out of the losses.
     cold: Vec<u32>,
-    /// Whether a teacher that sees content may name them.
-    cold_targets: bool,
 }
 
 impl Teachers {
@@ -184,21 +180,7 @@ impl Teachers {
             top,
             weights,
             cold,
-            cold_targets: cfg.cold_targets,
         })
-    }
-
-    fn names_cold(&self, scorer: &dyn Scorer) -> bool {
-        self.cold_targets && scorer.ranks_cold_items()
-    }
-
-    /// The items that no teacher can judge, ascending.
-    fn unjudged(&self) -> &[u32] {
-        if self.scorers.iter().any(|s| self.names_cold(&**s)) {
-            &[]
-        } else {
-            &self.cold
-        }
     }
 
     /// What the teachers say to a batch of queries, without the items each query masks.
@@ -208,11 +190,6 @@ impl Teachers {
         let mut standard = vec![0f32; queries.len() * n];
         let share = 1.0 / self.scorers.len() as f64;
         for scorer in &self.scorers {
-            let blind: &[u32] = if self.names_cold(&**scorer) {
-                &[]
-            } else {
-                &self.cold
-            };
             let mut scores = vec![0f32; queries.len() * n];
             scorer.score(queries, &mut scores)?;
             lists
@@ -223,7 +200,7 @@ impl Teachers {
                 .for_each(|(((list, standard), row), q)| {
                     q.mask
                         .iter()
-                        .chain(blind)
+                        .chain(&self.cold)
                         .for_each(|&i| row[i as usize] = f32::NEG_INFINITY);
                     add_standardized(standard, row, share);
                     let order = |&a: &u32, &b: &u32| {
@@ -556,9 +533,6 @@ impl<'a> Distiller<'a> {
         let u = self.student.user.forward(&v, &histories, noise)?;
         let scores = u.matmul(&v.t()?)?;
         let a = self.cfg.teacher_weight as f32;
-        // What no teacher can judge is nobody's target: leaving it in the softmax would only teach
-        // the fusion tower to recognise items without co-behaviour, and to bury them.
-        let unjudged = self.teachers.unjudged();
         let targets = batch
             .iter()
             .zip(lessons.lists)
@@ -571,10 +545,17 @@ impl<'a> Distiller<'a> {
                     .collect()
             })
             .collect();
-        // They do not overlap with a history, which is made of training events.
+        // History and cold items do not overlap: a history is made of training events.
         let masked: Vec<Vec<u32>> = batch
             .iter()
-            .map(|e| e.query.mask.iter().chain(unjudged).copied().collect())
+            .map(|e| {
+                e.query
+                    .mask
+                    .iter()
+                    .chain(&self.teachers.cold)
+                    .copied()
+                    .collect()
+            })
             .collect();
         let mut loss = scores.zeros_like()?.sum_all()?;
         if self.cfg.score_weight > 0.0 {

@@ -12,7 +12,6 @@ use crate::params::TensorMap;
 pub struct Factors {
     users: Tensor,
     items_t: Tensor,
-    content: bool,
 }
 
 impl Factors {
@@ -35,14 +34,7 @@ impl Factors {
         Ok(Self {
             users,
             items_t: items.t()?.contiguous()?,
-            content: false,
         })
-    }
-
-    /// Says that the item vectors are made of content too.
-    pub fn with_content(mut self) -> Self {
-        self.content = true;
-        self
     }
 }
 
@@ -57,10 +49,6 @@ impl Scorer for Factors {
             .users
             .index_select(&index_tensor(&ids, self.users.device())?, 0)?;
         copy_scores(&u.matmul(&self.items_t)?, out)
-    }
-
-    fn ranks_cold_items(&self) -> bool {
-        self.content
     }
 }
 

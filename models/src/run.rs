@@ -256,7 +256,6 @@ pub fn scorer(
         }
         "sasrec" => Box::new(Sasrec::scorer(tensors, data, spec.parse()?, dev)?),
         "student" => Box::new(Student::load(tensors, dev)?.scorer(data)?),
-        "diffmm" => Box::new(Factors::new(tensors)?.with_content()),
         _ => Box::new(Factors::new(tensors)?),
     })
 }

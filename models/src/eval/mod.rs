@@ -47,12 +47,6 @@ pub trait Scorer: Sync {
     ///
     /// Whatever the model reports.
     fn score(&self, queries: &[EvalQuery], out: &mut [f32]) -> Result<()>;
-
-    /// Whether its scores of items without a training event mean something, as those of models that
-    /// see item content do. A model of interactions alone has nothing to say of them.
-    fn ranks_cold_items(&self) -> bool {
-        false
-    }
 }
 
 /// Which items a target competes with.

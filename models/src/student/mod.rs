@@ -328,10 +328,6 @@ impl Scorer for StudentScorer {
         let u = self.user_vectors(&histories)?;
         copy_scores(&u.matmul(&self.items_t)?, out)
     }
-
-    fn ranks_cold_items(&self) -> bool {
-        true
-    }
 }
 
 #[cfg(test)]

@@ -150,6 +150,7 @@ impl TensorFile {
         self.entries.get(name).map(|e| e.dtype)
     }
 
+    #[cfg(feature = "compact")]
     pub(crate) fn shape(&self, name: &str) -> Option<&[usize]> {
         self.entries.get(name).map(|e| e.shape.as_slice())
     }
