@@ -382,18 +382,20 @@ struct Session {
     thrown: Arc<Mutex<Option<PyErr>>>,
 }
 
+/// (item, behavior, timestamp)
+type EventTuple = (String, Option<String>, Option<i64>);
+
 impl Session {
     fn change<T: Send>(
         &self,
         py: Python<'_>,
         f: impl FnOnce(&Engine) -> Result<T> + Send,
     ) -> PyResult<T> {
-        away(py, || f(&self.engine)).map_err(|error| {
+        away(py, || f(&self.engine)).inspect_err(|error| {
             if error.is_instance_of::<ListenerError>(py) {
                 let mut thrown = self.thrown.lock().unwrap_or_else(PoisonError::into_inner);
                 error.set_cause(py, thrown.take());
             }
-            error
         })
     }
 }
@@ -466,7 +468,7 @@ impl Session {
     }
 
     /// The events, oldest first: (item, behavior, timestamp).
-    fn history(&self, py: Python<'_>) -> PyResult<Vec<(String, Option<String>, Option<i64>)>> {
+    fn history(&self, py: Python<'_>) -> PyResult<Vec<EventTuple>> {
         let events = away(py, || self.engine.history())?;
         let events = events.into_iter();
         Ok(events.map(|e| (e.item, e.behavior, e.timestamp)).collect())
