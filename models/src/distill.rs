@@ -183,6 +183,12 @@ impl Teachers {
         })
     }
 
+    /// Items that a query does not rank: those it masks, and the cold ones. They do not overlap,
+    /// because a history is made of training events.
+    fn masked(&self, query: &EvalQuery) -> Vec<u32> {
+        query.mask.iter().chain(&self.cold).copied().collect()
+    }
+
     /// What the teachers say to a batch of queries, without the items each query masks.
     pub fn targets(&self, queries: &[EvalQuery]) -> Result<Lessons> {
         let n = self.scorers.first().map_or(0, |s| s.num_items());
@@ -239,17 +245,21 @@ pub struct Distiller<'a> {
     users: Vec<u32>,
 }
 
-/// Mean squared difference of two score matrices `[B, N]` over the items that are not masked.
-fn score_gap(scores: &Tensor, wanted: &Tensor, masked: &[Vec<u32>]) -> Result<Tensor> {
-    let (b, n) = scores.dims2()?;
-    let mut ranked = vec![1f32; b * n];
+/// `[B, N]`: 1 for items that are ranked, 0 for masked ones; and the number of ones.
+fn ranked_items(masked: &[Vec<u32>], n: usize, dev: &Device) -> Result<(Tensor, usize)> {
+    let mut ranked = vec![1f32; masked.len() * n];
     for (row, masked) in ranked.chunks_mut(n).zip(masked) {
         masked.iter().for_each(|&i| row[i as usize] = 0.0);
     }
-    let count: f64 = ranked.iter().map(|&x| f64::from(x)).sum();
-    let ranked = Tensor::from_vec(ranked, (b, n), scores.device())?;
+    let count = ranked.iter().filter(|&&x| x > 0.0).count();
+    Ok((Tensor::from_vec(ranked, (masked.len(), n), dev)?, count))
+}
+
+/// Mean squared difference of two score matrices `[B, N]` over the items that are not masked.
+fn score_gap(scores: &Tensor, wanted: &Tensor, masked: &[Vec<u32>]) -> Result<Tensor> {
+    let (ranked, count) = ranked_items(masked, scores.dim(1)?, scores.device())?;
     let gap = ((scores - wanted.to_device(scores.device())?)? * ranked)?;
-    Ok((gap.sqr()?.sum_all()? / count.max(1.0))?)
+    Ok((gap.sqr()?.sum_all()? / count.max(1) as f64)?)
 }
 
 /// Whole histories of at most [`START_USERS`] users, drawn with the seed.
@@ -420,6 +430,9 @@ impl<'a> Distiller<'a> {
             .user
             .forward(&items, &histories, None)?
             .matmul(&items.t()?)?;
+        let masked: Vec<Vec<u32>> = queries.iter().map(|q| self.teachers.masked(q)).collect();
+        let (ranked, _) = ranked_items(&masked, scores.dim(1)?, scores.device())?;
+        let scores = (scores * ranked)?;
         let wanted = wanted.to_device(scores.device())?;
         let along = (&scores * wanted)?.sum_all()?.to_scalar::<f32>()?;
         let square = scores.sqr()?.sum_all()?.to_scalar::<f32>()?;
@@ -545,17 +558,9 @@ impl<'a> Distiller<'a> {
                     .collect()
             })
             .collect();
-        // History and cold items do not overlap: a history is made of training events.
         let masked: Vec<Vec<u32>> = batch
             .iter()
-            .map(|e| {
-                e.query
-                    .mask
-                    .iter()
-                    .chain(&self.teachers.cold)
-                    .copied()
-                    .collect()
-            })
+            .map(|e| self.teachers.masked(&e.query))
             .collect();
         let mut loss = scores.zeros_like()?.sum_all()?;
         if self.cfg.score_weight > 0.0 {

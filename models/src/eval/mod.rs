@@ -176,7 +176,10 @@ pub struct EvalReport {
     /// the catalogue that occurs in any list.
     pub metrics: BTreeMap<String, f64>,
     /// `items:cold` and `items:warm` (only targets without or with training rows, over the queries
-    /// that have one), `history:…` by number of events. Empty unless asked for.
+    /// that have one); `items:cold_among_cold`, where cold targets compete with cold items alone, so
+    /// that it shows what content says apart from how known and new items are weighed against each
+    /// other (a model that scores all cold items alike gets what ties by id give); `history:…` by
+    /// number of events. Empty unless asked for.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub slices: BTreeMap<String, SliceReport>,
 }
@@ -335,7 +338,15 @@ pub fn evaluate(
         return Err(Error::config("cut-offs (k) and the batch must be positive"));
     }
     let queries = queries(data, protocol)?;
-    let ranked = rank(scorer, &queries, protocol, items)?;
+    let cold = if protocol.slices {
+        without_training(data)
+    } else {
+        Vec::new()
+    };
+    let Ranked {
+        lists: ranked,
+        cold: ranked_cold,
+    } = rank(scorer, &queries, protocol, items, &cold)?;
 
     let all: Vec<(&[u32], &[u32])> = queries
         .iter()
@@ -354,7 +365,7 @@ pub fn evaluate(
         metrics.insert(format!("coverage@{k}"), count as f64 / items as f64);
     }
     let slices = if protocol.slices {
-        slices(data, &queries, &ranked, &protocol.ks)
+        slices(&cold, &queries, &ranked, &ranked_cold, &protocol.ks)
     } else {
         BTreeMap::new()
     };
@@ -368,39 +379,74 @@ pub fn evaluate(
     })
 }
 
+/// Items without a training row, ascending.
+fn without_training(data: &Dataset) -> Vec<u32> {
+    let mut trained = vec![false; data.num_items()];
+    for row in &data.interactions {
+        if row.split == Split::Train {
+            trained[row.item as usize] = true;
+        }
+    }
+    (0..data.num_items() as u32)
+        .filter(|&i| !trained[i as usize])
+        .collect()
+}
+
 /// The best items of each query, best first, as many as the largest cut-off.
+struct Ranked {
+    lists: Vec<Vec<u32>>,
+    /// Of cold items alone; empty for a query without a cold target.
+    cold: Vec<Vec<u32>>,
+}
+
 fn rank(
     scorer: &dyn Scorer,
     queries: &[EvalQuery],
     protocol: &EvalProtocol,
     items: usize,
-) -> Result<Vec<Vec<u32>>> {
+    cold: &[u32],
+) -> Result<Ranked> {
     let k = protocol.ks.iter().copied().max().unwrap_or(0).min(items);
     let batch = protocol.batch.min(MAX_BLOCK / items.max(1)).max(1);
     let mut scores = vec![0f32; batch.min(queries.len()) * items];
-    let mut ranked = Vec::with_capacity(queries.len());
+    let mut ranked = Ranked {
+        lists: Vec::with_capacity(queries.len()),
+        cold: Vec::with_capacity(queries.len()),
+    };
+    let is_cold = |t: &u32| cold.binary_search(t).is_ok();
     for block in queries.chunks(batch) {
         let scores = &mut scores[..block.len() * items];
         scorer.score(block, scores)?;
-        let lists: Vec<Vec<u32>> = block
+        let lists: Vec<(Vec<u32>, Vec<u32>)> = block
             .par_iter()
             .zip(scores.par_chunks(items))
             .map(|(query, row)| {
-                match protocol.candidates {
+                let list = match protocol.candidates {
                     Candidates::Full => metrics::top_k(row, &query.mask, k),
                     Candidates::Sampled { n, seed } => {
                         metrics::top_k_of(row, &sample(query, items, n, seed), k)
                     }
-                }
-                .map_err(|item| Error::Scores {
-                    reason: format!(
-                        "the score of item {item} for user {} is NaN; the model has diverged",
-                        query.user
-                    ),
-                })
+                };
+                let among_cold = if query.targets.iter().any(is_cold) {
+                    let open = |i: &u32| query.mask.binary_search(i).is_err();
+                    let open: Vec<u32> = cold.iter().copied().filter(open).collect();
+                    metrics::top_k_of(row, &open, k)
+                } else {
+                    Ok(Vec::new())
+                };
+                list.and_then(|list| Ok((list, among_cold?)))
+                    .map_err(|item| Error::Scores {
+                        reason: format!(
+                            "the score of item {item} for user {} is NaN; the model has diverged",
+                            query.user
+                        ),
+                    })
             })
             .collect::<Result<_>>()?;
-        ranked.extend(lists);
+        for (list, among_cold) in lists {
+            ranked.lists.push(list);
+            ranked.cold.push(among_cold);
+        }
     }
     Ok(ranked)
 }
@@ -473,17 +519,12 @@ const HISTORY: [(&str, usize); 7] = [
 ];
 
 fn slices(
-    data: &Dataset,
+    cold: &[u32],
     queries: &[EvalQuery],
     ranked: &[Vec<u32>],
+    ranked_cold: &[Vec<u32>],
     ks: &[usize],
 ) -> BTreeMap<String, SliceReport> {
-    let mut trained = vec![false; data.num_items()];
-    for row in &data.interactions {
-        if row.split == Split::Train {
-            trained[row.item as usize] = true;
-        }
-    }
     let mut out = BTreeMap::new();
     let mut report = |name: &str, lists: Vec<(&[u32], &[u32])>| {
         if !lists.is_empty() {
@@ -496,14 +537,18 @@ fn slices(
             );
         }
     };
-    for (name, warm) in [("items:cold", false), ("items:warm", true)] {
+    for (name, warm, ranked) in [
+        ("items:cold", false, ranked),
+        ("items:cold_among_cold", false, ranked_cold),
+        ("items:warm", true, ranked),
+    ] {
         let targets: Vec<Vec<u32>> = queries
             .iter()
             .map(|q| {
                 q.targets
                     .iter()
                     .copied()
-                    .filter(|&t| trained[t as usize] == warm)
+                    .filter(|t| cold.binary_search(t).is_err() == warm)
                     .collect()
             })
             .collect();
