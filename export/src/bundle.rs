@@ -351,6 +351,7 @@ fn manifest(student: &Student, options: &ExportOptions, dest: &Path) -> Manifest
         user_tower: Some(format!("{USER_TOWER}.onnx")),
         fusion_tower: Some(format!("{FUSION_TOWER}.onnx")),
         user_weights: Some(format!("{USER_TOWER}.safetensors")),
+        fusion_weights: Some(format!("{FUSION_TOWER}.safetensors")),
     };
     m
 }

@@ -100,6 +100,8 @@ pub struct Parity {
     pub engines: Distance,
     /// Vectors of the fusion tower for items as they are, and again as if they were new.
     pub items: Distance,
+    /// These of the exported graph against those computed straight from the weights.
+    pub item_engines: Distance,
     /// Mean share of the student's best 20 items among those of the bundle.
     pub top_overlap: f64,
     /// Mean share of the best 20 by the finalists' formula that a scan returns: what the first
@@ -266,11 +268,13 @@ pub fn parity(
     let graph = graph.encode(table, &events)?;
 
     let (top_overlap, scan_overlap) = overlaps(bundle, scorer, &reference, data, &histories, &got)?;
+    let (items, item_engines) = fusion(bundle, student, data)?;
     Ok(Parity {
         table: Distance::between(&decoded, &vectors, dim),
         users: Distance::between(&got, &want, dim),
         engines: Distance::between(&graph, &got, dim),
-        items: fusion(bundle, student, data)?,
+        items,
+        item_engines,
         top_overlap,
         scan_overlap,
     })
@@ -289,6 +293,7 @@ pub fn check(parity: &Parity, table: Scheme, towers: Weights) -> Result<()> {
     users.check("user vectors", &parity.users)?;
     // The same numbers in another order of summation: rounding alone, whatever the form.
     Bounds::of(Weights::F32).check("user vectors of the graph", &parity.engines)?;
+    Bounds::of(Weights::F32).check("item vectors of the graph", &parity.item_engines)?;
     let least = if table == Scheme::F32 && towers == Weights::F32 {
         MIN_OVERLAP.0
     } else {
@@ -379,8 +384,9 @@ fn best(scores: &[f32], k: usize) -> Vec<u32> {
     ids
 }
 
-/// The fusion tower against the student: items as they are, and without co-behaviour.
-fn fusion(bundle: &Bundle, student: &Student, data: &Dataset) -> Result<Distance> {
+/// The fusion tower against the student, and its graph against its weights: items as they are, and
+/// without co-behaviour.
+fn fusion(bundle: &Bundle, student: &Student, data: &Dataset) -> Result<(Distance, Distance)> {
     let dim = student.shape.dim;
     let modalities = &student.shape.modalities;
     let n = data.num_items();
@@ -408,8 +414,9 @@ fn fusion(bundle: &Bundle, student: &Student, data: &Dataset) -> Result<Distance
     }
     let views: Vec<&[f32]> = features.iter().map(Vec::as_slice).collect();
     let mut tower = bundle.load_fusion_tower()?;
+    let mut graph = bundle.load_fusion_tower_with(EngineKind::Tract)?;
     let inputs = student.features(data)?;
-    let (mut got, mut want) = (Vec::new(), Vec::new());
+    let (mut got, mut drawn, mut want) = (Vec::new(), Vec::new(), Vec::new());
     for cold in [false, true] {
         let mut masks: Vec<Tensor> = inputs.present().to_vec();
         let mut flags = present.clone();
@@ -422,12 +429,16 @@ fn fusion(bundle: &Bundle, student: &Student, data: &Dataset) -> Result<Distance
                 .for_each(|p| *p = 0.0);
         }
         got.extend(tower.encode(items.len(), &views, &flags)?);
+        drawn.extend(graph.encode(items.len(), &views, &flags)?);
         let all = to_vec(&student.item_vectors(&inputs, &masks)?)?;
         items
             .iter()
             .for_each(|&i| want.extend_from_slice(&all[i * dim..(i + 1) * dim]));
     }
-    Ok(Distance::between(&got, &want, dim))
+    Ok((
+        Distance::between(&got, &want, dim),
+        Distance::between(&drawn, &got, dim),
+    ))
 }
 
 /// Values of a tensor of any rank and device.

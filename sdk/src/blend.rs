@@ -86,9 +86,9 @@ impl<'a> Prior<'a> {
                 ));
             }
             let column = table.column(&f.attribute)?;
-            let gains = (0..column.values.len())
+            let gains = (0..column.num_values())
                 .map(|code| {
-                    let time = crate::filter::number(column.values.raw(code)?);
+                    let time = crate::filter::number(column.raw(code)?);
                     Ok(time.map_or(0.0, |t| {
                         let age = (f.now - t).max(0.0);
                         f.weight * (-age / f.half_life).exp2() as f32

@@ -106,7 +106,7 @@ impl<'a> Caps<'a> {
         let mut parts = Vec::new();
         for cap in &self.caps {
             let mut full = Vec::new();
-            for code in 0..cap.column.values.len() as u32 {
+            for code in 0..cap.column.num_values() as u32 {
                 if cap.left(code) == 0 {
                     full.push(cap.column.value(code, 0)?);
                 }

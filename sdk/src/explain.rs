@@ -5,11 +5,11 @@
 //! its inner product with a recommended item is what that item's score loses. So the work is
 //! done once per history, not once per recommendation.
 
-use crate::bundle::Bundle;
+use crate::bundle::Modality;
 use crate::error::Result;
 use crate::id::Row;
 use crate::recommendation::{Because, ModalityShare, Recommendation};
-use crate::table::dot;
+use crate::table::{ItemTable, dot};
 use crate::topk::{Scored, best_first};
 
 /// History items named per recommendation.
@@ -30,22 +30,22 @@ pub(crate) struct Evidence {
 
 /// Ranked rows in the form that hosts get.
 pub(crate) fn describe(
-    bundle: &Bundle,
+    table: &ItemTable,
+    names: &[Modality],
     ranked: &[Scored],
     explain: Option<&[Evidence]>,
 ) -> Result<Vec<Recommendation>> {
-    let table = bundle.table();
     let list = ranked.iter().map(|s| {
         Ok(Recommendation {
             item: table.key(s.row)?.to_string(),
             row: s.row,
             score: s.score,
             because: match explain {
-                Some(evidence) => because(bundle, evidence, s.row)?,
+                Some(evidence) => because(table, evidence, s.row)?,
                 None => Vec::new(),
             },
             modalities: match explain {
-                Some(_) => modalities(bundle, s.row)?,
+                Some(_) => modalities(table, names, s.row)?,
                 None => Vec::new(),
             },
         })
@@ -53,11 +53,10 @@ pub(crate) fn describe(
     list.collect()
 }
 
-fn because(bundle: &Bundle, evidence: &[Evidence], row: Row) -> Result<Vec<Because>> {
+fn because(table: &ItemTable, evidence: &[Evidence], row: Row) -> Result<Vec<Because>> {
     if evidence.iter().all(|e| e.parts.is_empty()) {
         return Ok(Vec::new());
     }
-    let table = bundle.table();
     let x = table.vector(row)?;
     let mut found: Vec<(Scored, usize)> = Vec::new();
     for e in evidence {
@@ -84,9 +83,8 @@ fn because(bundle: &Bundle, evidence: &[Evidence], row: Row) -> Result<Vec<Becau
     list.collect()
 }
 
-fn modalities(bundle: &Bundle, row: Row) -> Result<Vec<ModalityShare>> {
-    let names = &bundle.manifest().modalities;
-    let shares = bundle.table().modality_shares(row)?.unwrap_or_default();
+fn modalities(table: &ItemTable, names: &[Modality], row: Row) -> Result<Vec<ModalityShare>> {
+    let shares = table.modality_shares(row)?.unwrap_or_default();
     let mut list: Vec<ModalityShare> = names
         .iter()
         .zip(shares)

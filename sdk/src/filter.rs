@@ -113,7 +113,8 @@ impl Filter {
 
     /// Rows whose bit is set: row `r` is bit `r % 64` of word `r / 64`. For what only the host
     /// knows, as stock or age limits. The bitmap must have N / 64 words, rounded up; bits
-    /// beyond N count for nothing. Rows belong to one version of one bundle.
+    /// beyond N count for nothing, and items added to a session pass. Rows belong to one version
+    /// of one bundle.
     pub fn available(bitmap: &[u64]) -> Self {
         Self::one(Op::Bitmap(bitmap.into()))
     }
@@ -255,7 +256,7 @@ impl Selection {
         &self.words
     }
 
-    /// N of the table.
+    /// Rows of the table.
     pub(crate) fn items(&self) -> usize {
         self.items
     }
@@ -288,7 +289,7 @@ impl ItemTable {
     /// words; [`Error::InvalidArgument`] for a bound that is NaN and for more than
     /// [`MAX_FILTER_TERMS`] conditions; [`Error::CorruptTensor`].
     pub fn select(&self, filter: &Filter) -> Result<Selection> {
-        let items = self.len();
+        let items = self.rows();
         let rows = |w: usize| w * WORD..items.min((w + 1) * WORD);
         let mut tree = plan(resolve(self, filter)?);
         // What a test costs is known, how much it lets pass is tried out on some words.
@@ -457,7 +458,11 @@ enum Step<'a> {
 
 enum Test<'a> {
     Constant(bool),
-    Bitmap(&'a [u64]),
+    /// Of the first `items` rows; later ones, added on the device, pass.
+    Bitmap {
+        words: &'a [u64],
+        items: usize,
+    },
     Rows(Vec<Row>),
     Column(&'a Attribute, Codes),
 }
@@ -521,7 +526,10 @@ fn step<'a>(table: &'a ItemTable, op: &'a Op) -> Result<Step<'a>> {
                     got: words.len(),
                 });
             }
-            Test::Bitmap(words)
+            Test::Bitmap {
+                words,
+                items: table.len(),
+            }
         }
         Op::Rows(rows) => Test::Rows(rows.to_vec()),
         Op::Items(keys) => {
@@ -539,13 +547,13 @@ fn step<'a>(table: &'a ItemTable, op: &'a Op) -> Result<Step<'a>> {
 fn codes(column: &Attribute, passes: impl Fn(&[u8]) -> bool) -> Result<Test<'_>> {
     let mut found = Vec::new();
     let mut bits = Vec::new();
-    for code in 0..column.values.len() {
-        if passes(column.values.raw(code)?) {
+    for code in 0..column.num_values() {
+        if passes(column.raw(code)?) {
             found.push(code as u32);
         }
         // Past a handful of codes a bitmap is the smaller form and the faster test.
         if found.len() >= WORD {
-            set(&mut bits, column.values.len(), &found);
+            set(&mut bits, column.num_values(), &found);
             found.clear();
         }
     }
@@ -553,7 +561,7 @@ fn codes(column: &Attribute, passes: impl Fn(&[u8]) -> bool) -> Result<Test<'_>>
         ([], true) => Test::Constant(false),
         ([code], true) => Test::Column(column, Codes::One(*code)),
         _ => {
-            set(&mut bits, column.values.len(), &found);
+            set(&mut bits, column.num_values(), &found);
             Test::Column(column, Codes::Many(bits))
         }
     })
@@ -575,12 +583,12 @@ impl Test<'_> {
     /// Rough cost of a word, in reads of one.
     fn cost(&self) -> f64 {
         match self {
-            Test::Constant(_) | Test::Bitmap(_) => 1.0,
+            Test::Constant(_) | Test::Bitmap { .. } => 1.0,
             Test::Rows(_) => 4.0,
-            Test::Column(column, codes) => match (codes, &column.lists) {
-                (_, Some(_)) => 200.0,
-                (Codes::One(_) | Codes::Any, None) => 20.0,
-                (Codes::Many(_), None) => 80.0,
+            Test::Column(column, codes) => match (codes, column.is_list()) {
+                (_, true) => 200.0,
+                (Codes::One(_) | Codes::Any, false) => 20.0,
+                (Codes::Many(_), false) => 80.0,
             },
         }
     }
@@ -589,7 +597,11 @@ impl Test<'_> {
     fn word(&self, rows: std::ops::Range<usize>) -> Result<u64> {
         match self {
             Test::Constant(yes) => Ok(if *yes { u64::MAX } else { 0 }),
-            Test::Bitmap(words) => Ok(words.get(rows.start / WORD).copied().unwrap_or(0)),
+            Test::Bitmap { words, items } => {
+                let word = words.get(rows.start / WORD).copied().unwrap_or(0);
+                let told = items.saturating_sub(rows.start);
+                Ok(word | u64::MAX.checked_shl(told as u32).unwrap_or(0))
+            }
             Test::Rows(selected) => {
                 let start = selected.partition_point(|&row| (row as usize) < rows.start);
                 let here = selected[start..].iter();
@@ -617,11 +629,8 @@ impl Test<'_> {
 
 /// Which rows of a column with one value each have the code `wanted`, unless a code is stray.
 fn compared(column: &Attribute, rows: &std::ops::Range<usize>, wanted: u32) -> Option<u64> {
-    if column.lists.is_some() {
-        return None;
-    }
-    let codes = column.codes.get().get(rows.clone())?;
-    let limit = column.values.len() as u32;
+    let codes = column.plain_codes()?.get(rows.clone())?;
+    let limit = column.num_values() as u32;
     let (word, stray) = kernel::active().equal(codes, wanted, limit);
     (!stray).then_some(word)
 }
@@ -631,11 +640,9 @@ fn column_word(
     rows: std::ops::Range<usize>,
     passes: impl Fn(u32) -> bool,
 ) -> Result<u64> {
-    let limit = column.values.len() as u32;
+    let limit = column.num_values() as u32;
     let mut word = 0u64;
-    if column.lists.is_none()
-        && let Some(codes) = column.codes.get().get(rows.clone())
-    {
+    if let Some(codes) = column.plain_codes().and_then(|c| c.get(rows.clone())) {
         // No early exit: the loop compiles to vector compares.
         let mut stray = false;
         for (bit, &code) in codes.iter().enumerate() {

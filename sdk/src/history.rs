@@ -1,36 +1,11 @@
-//! What the user did: a bounded list of events, and its snapshot file.
-//!
-//! # Snapshot
-//!
-//! | bytes | content |
-//! |---|---|
-//! | 8 | `TRCTHIST` |
-//! | 4 | version, u32 little-endian, 1 |
-//! | 8 | payload length P, u64 little-endian, at most 8 MiB |
-//! | P | payload: bincode 1 wire format (fixed-size little-endian integers, u64 lengths) |
-//! | 4 | CRC-32 (IEEE) of everything before, u32 little-endian |
-//!
-//! The payload is written by `wincode`, because `bincode` is unmaintained
-//! (RUSTSEC-2025-0141) and its last release does not compile; the bytes are those of bincode 1:
-//! unknown-item count (u64), number of events (u64), then per event the item key, the behavior
-//! name (each u64 length and UTF-8) and the time (byte 0, or byte 1 and i64 seconds).
-//!
-//! A snapshot holds keys and names, no rows and no ids, so it fits every later bundle.
+//! What the user did: a bounded list of events.
 
 use std::collections::VecDeque;
-use std::io::Read;
 use std::path::Path;
 
-use wincode::{SchemaRead, SchemaWrite};
-
-use crate::bundle::replace_file;
 use crate::error::{Error, Result};
 use crate::id::{MAX_KEY_BYTES, MAX_NAME_BYTES, check_key};
-
-const MAGIC: &[u8; 8] = b"TRCTHIST";
-const VERSION: u32 = 1;
-const MAX_PAYLOAD: usize = 8 << 20;
-const FRAME: usize = 8 + 4 + 8 + 4;
+use crate::snapshot;
 
 /// Largest number of events a history can be configured to hold.
 pub const MAX_HISTORY: usize = 4096;
@@ -87,20 +62,6 @@ pub struct History {
     events: VecDeque<Event>,
     limit: usize,
     unknown: u64,
-}
-
-#[derive(SchemaWrite, SchemaRead)]
-struct Payload {
-    unknown: u64,
-    events: Vec<PayloadEvent>,
-}
-
-#[derive(SchemaWrite, SchemaRead)]
-struct PayloadEvent {
-    item: String,
-    /// Empty for none.
-    behavior: String,
-    timestamp: Option<i64>,
 }
 
 impl History {
@@ -170,107 +131,28 @@ impl History {
         self.unknown = 0;
     }
 
-    /// Replaces the snapshot at `path`: written beside it, synced, renamed.
-    ///
-    /// # Errors
-    /// [`Error::Io`]; [`Error::Snapshot`] if the events exceed 8 MiB.
-    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
-        let path = path.as_ref();
-        let payload = Payload {
-            unknown: self.unknown,
-            events: self
-                .events
-                .iter()
-                .map(|e| PayloadEvent {
-                    item: e.item.clone(),
-                    behavior: e.behavior.clone().unwrap_or_default(),
-                    timestamp: e.timestamp,
-                })
-                .collect(),
-        };
-        let payload = wincode::serialize(&payload)
-            .map_err(|e| snapshot(path, format!("cannot be encoded: {e}")))?;
-        if payload.len() > MAX_PAYLOAD {
-            let reason = format!("{} bytes of events, limit is {MAX_PAYLOAD}", payload.len());
-            return Err(snapshot(path, reason));
-        }
-        let mut bytes = Vec::with_capacity(payload.len() + FRAME);
-        bytes.extend_from_slice(MAGIC);
-        bytes.extend_from_slice(&VERSION.to_le_bytes());
-        bytes.extend_from_slice(&(payload.len() as u64).to_le_bytes());
-        bytes.extend_from_slice(&payload);
-        bytes.extend_from_slice(&crc32fast::hash(&bytes).to_le_bytes());
-        replace_file(path, &bytes)
+    /// Counts of a snapshot.
+    pub(crate) fn with_unknown(mut self, unknown: u64) -> Self {
+        self.unknown = unknown;
+        self
     }
 
-    /// Loads a snapshot; of one longer than `limit`, the latest events.
+    /// Replaces the snapshot at `path`: written beside it, synced, renamed. It holds the events
+    /// only; [`Session::save`](crate::Session::save) keeps added items too.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; [`Error::Snapshot`] if the events exceed 64 MiB.
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+        snapshot::save(path.as_ref(), self, &[])
+    }
+
+    /// Loads the events of a snapshot; of one longer than `limit`, the latest.
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::Snapshot`], [`Error::UnsupportedSnapshot`],
     /// [`Error::InvalidArgument`] for a bad `limit`.
     pub fn load(path: impl AsRef<Path>, limit: usize) -> Result<Self> {
-        let path = path.as_ref();
-        let mut history = History::new(limit)?;
-        let file = std::fs::File::open(path).map_err(|e| Error::io("open", path, e))?;
-        let mut bytes = Vec::new();
-        file.take((MAX_PAYLOAD + FRAME) as u64 + 1)
-            .read_to_end(&mut bytes)
-            .map_err(|e| Error::io("read", path, e))?;
-        let payload = decode(&bytes, path)?;
-        history.unknown = payload.unknown;
-        let skip = payload.events.len().saturating_sub(limit);
-        for e in payload.events.into_iter().skip(skip) {
-            let event = Event {
-                item: e.item,
-                behavior: Some(e.behavior).filter(|b| !b.is_empty()),
-                timestamp: e.timestamp,
-            };
-            check_event(&event).map_err(|reason| snapshot(path, reason))?;
-            history.events.push_back(event);
-        }
-        Ok(history)
-    }
-}
-
-fn decode(bytes: &[u8], path: &Path) -> Result<Payload> {
-    let fail = |reason: &str| snapshot(path, reason.to_string());
-    let rest = bytes
-        .strip_prefix(MAGIC.as_slice())
-        .ok_or_else(|| fail("it does not start with TRCTHIST"))?;
-    let (version, rest) = rest
-        .split_first_chunk::<4>()
-        .ok_or_else(|| fail("it is truncated"))?;
-    let version = u32::from_le_bytes(*version);
-    if version != VERSION {
-        return Err(Error::UnsupportedSnapshot {
-            path: path.to_path_buf(),
-            got: version,
-            supported: VERSION,
-        });
-    }
-    let (length, rest) = rest
-        .split_first_chunk::<8>()
-        .ok_or_else(|| fail("it is truncated"))?;
-    let length = u64::from_le_bytes(*length);
-    if length > MAX_PAYLOAD as u64 {
-        return Err(fail("its length field exceeds the limit"));
-    }
-    let (payload, crc) = rest
-        .split_last_chunk::<4>()
-        .filter(|(payload, _)| payload.len() as u64 == length)
-        .ok_or_else(|| fail("its length differs from its length field"))?;
-    if crc32fast::hash(&bytes[..bytes.len() - 4]) != u32::from_le_bytes(*crc) {
-        return Err(fail("its checksum is wrong"));
-    }
-    // The input itself is at most 8 MiB; wincode bounds preallocation by 4 MiB.
-    wincode::deserialize_exact(payload)
-        .map_err(|e| snapshot(path, format!("its payload is malformed: {e}")))
-}
-
-fn snapshot(path: &Path, reason: String) -> Error {
-    Error::Snapshot {
-        path: path.to_path_buf(),
-        reason,
+        Ok(snapshot::load(path.as_ref(), limit)?.0)
     }
 }
 
@@ -314,24 +196,5 @@ mod tests {
         assert!(h.push(Event::new("x".repeat(MAX_KEY_BYTES + 1))).is_err());
         assert!(h.push(Event::new("x").behavior("y".repeat(65))).is_err());
         assert!(h.is_empty());
-    }
-
-    #[test]
-    fn payload_is_bincode_1() {
-        // By hand: u64 count 3; u64 length 1; "a"; "view"; Some(-2).
-        let bytes = wincode::serialize(&Payload {
-            unknown: 3,
-            events: vec![PayloadEvent {
-                item: "a".into(),
-                behavior: "view".into(),
-                timestamp: Some(-2),
-            }],
-        })
-        .unwrap();
-        let mut want = vec![3, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0];
-        want.extend_from_slice(b"\x01\0\0\0\0\0\0\0a\x04\0\0\0\0\0\0\0view");
-        want.push(1);
-        want.extend_from_slice(&(-2i64).to_le_bytes());
-        assert_eq!(bytes, want);
     }
 }

@@ -33,7 +33,8 @@ pub enum Together {
 /// Items that any member has met are left out, unless the query includes seen ones; calibrated
 /// caps count the events of all. Members of whom nothing is known take part with the tower's
 /// prior; in a bundle without user tower, popularity ranks if nothing is known of anybody.
-/// [`Because::member`](crate::Because::member) tells whose history it was.
+/// [`Because::member`](crate::Because::member) tells whose history it was. Items that a session
+/// has [added](Session::add_item) are its own: they shape its user vector and are not shown to all.
 ///
 /// # Errors
 /// As [`Session::recommend`]; [`Error::InvalidArgument`] for none or more than 64 members, for
@@ -67,11 +68,13 @@ pub fn recommend_together(
         return Err(Error::argument("no member has a weight above 0"));
     }
     let table = bundle.table();
+    let modalities = &bundle.manifest().modalities;
+    let in_bundle = |row: &Row| (*row as usize) < table.len();
     let mut exclude = Vec::new();
     let mut history = Vec::new();
     for (session, _) in members.iter() {
         exclude.extend(session.excluded(query)?);
-        history.extend(session.rows());
+        history.extend(session.rows().filter(in_bundle));
     }
     if members
         .iter()
@@ -80,7 +83,7 @@ pub fn recommend_together(
         let mut scores = Popular(table.popularity().unwrap_or_default());
         let best = rank(table, &mut scores, query, &exclude, &history)?;
         let nobody: &[Evidence] = &[];
-        return describe(&bundle, &best, query.explain.then_some(nobody));
+        return describe(table, modalities, &best, query.explain.then_some(nobody));
     }
     let mut vectors = Vec::new();
     for (session, weight) in members.iter_mut() {
@@ -110,14 +113,16 @@ pub fn recommend_together(
                 Together::Average => member.weight,
                 Together::LeastMisery => f32::from(u8::from(member.weight > 0.0)),
             };
+            let mut parts = session.evidence()?;
+            parts.retain(|(row, _)| in_bundle(row));
             evidence.push(Evidence {
                 member: i,
                 factor: weight * member.scale,
-                parts: session.evidence()?,
+                parts,
             });
         }
     }
-    describe(&bundle, &best, query.explain.then_some(&evidence))
+    describe(table, modalities, &best, query.explain.then_some(&evidence))
 }
 
 fn mean(sample: &[f32]) -> f32 {

@@ -6,6 +6,7 @@ compile_error!(
     "bundles are little-endian and read in place; big-endian machines are not supported"
 );
 
+mod added;
 mod batch;
 mod blend;
 pub mod bundle;
@@ -26,9 +27,11 @@ mod recommendation;
 mod search;
 mod server;
 pub mod session;
+mod snapshot;
 mod table;
 mod topk;
 
+pub use added::{Added, MAX_ADDED, NewItem};
 pub use bundle::{
     Bundle, BundleWriter, ItemTableBuilder, LoadMode, Manifest, OpenOptions, TensorSpec,
     TensorWriter,

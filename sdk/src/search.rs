@@ -113,7 +113,7 @@ impl<'a> Search<'a> {
             )));
         }
         match self.within {
-            Some(rows) => check_len("selection of rows", table.len(), rows.items()),
+            Some(rows) => check_len("selection of rows", table.rows(), rows.items()),
             None => Ok(()),
         }
     }
@@ -181,10 +181,11 @@ pub(crate) fn find(
     let finalists = scores.finalists(search.k);
     let keep = finalists.unwrap_or(search.k);
     let (mut centers, mut bounds) = (Vec::new(), Vec::new());
-    let mut best = match (search.within, table.parts()) {
+    let mut top = match (search.within, table.parts()) {
         (Some(rows), _) if rows.len() < table.len() / SPARSE => {
             let mut top = TopK::new(keep, rows.len());
-            for row in rows.rows().filter(|&row| accept(row)) {
+            let scanned = rows.rows().take_while(|&row| (row as usize) < table.len());
+            for row in scanned.filter(|&row| accept(row)) {
                 let mut score = [0.0];
                 scores.block(row as usize, &mut score);
                 if let Some(prior) = prior {
@@ -192,7 +193,7 @@ pub(crate) fn find(
                 }
                 top.offer(row, &score, None, &|_| true);
             }
-            top.finish()
+            top
         }
         (within, Some(partitions)) if scores.bounds(&mut centers, &mut bounds) => {
             if let Some(prior) = prior {
@@ -202,7 +203,7 @@ pub(crate) fn find(
                     .iter_mut()
                     .for_each(|b| *b += gain + (b.abs() + gain) * 1e-6);
             }
-            let total = within.map_or(table.len(), Selection::len);
+            let total = within.map_or(table.rows(), Selection::len);
             let mut top = TopK::unordered(keep, total);
             let mut scan = Scan {
                 scores,
@@ -224,10 +225,10 @@ pub(crate) fn find(
                     );
                 }
             }
-            top.finish()
+            top
         }
         (within, _) => {
-            let total = within.map_or(table.len(), Selection::len);
+            let total = within.map_or(table.rows(), Selection::len);
             let mut top = TopK::new(keep, total);
             let mut scan = Scan {
                 scores,
@@ -237,9 +238,19 @@ pub(crate) fn find(
                 buffer: [0.0; BLOCK],
             };
             scan.rows(0..table.len(), &accept);
-            top.finish()
+            top
         }
     };
+    for row in (table.len()..table.rows()).map(|row| row as Row) {
+        if search.within.is_none_or(|rows| rows.contains(row)) {
+            let mut score = [scores.exact(row)?];
+            if let Some(prior) = prior {
+                prior.add(row as usize, &mut score);
+            }
+            top.offer(row, &score, None, &accept);
+        }
+    }
+    let mut best = top.finish();
     if finalists.is_some() {
         rescore(scores, prior, &mut best, search.k)?;
     }
@@ -247,7 +258,7 @@ pub(crate) fn find(
 }
 
 /// As [`find`] for one query with several threads, each scanning a range of rows. Tables with
-/// partitions and short lists of rows are left to one.
+/// partitions or added items and short lists of rows are left to one.
 pub(crate) fn find_in_parallel(
     table: &ItemTable,
     query: &[f32],
@@ -258,7 +269,7 @@ pub(crate) fn find_in_parallel(
     let few = search
         .within
         .is_some_and(|rows| rows.len() < table.len() / SPARSE);
-    if few || table.parts().is_some() {
+    if few || table.parts().is_some() || table.rows() > table.len() {
         return find(table, scorer, None, search);
     }
     let mut excluded = search.exclude.to_vec();

@@ -29,6 +29,7 @@ pub fn recommend_batch<H: AsRef<[(Row, i64)]>>(
     threads: usize,
 ) -> Result<Vec<Vec<Recommendation>>> {
     let table = bundle.table();
+    let modalities = &bundle.manifest().modalities;
     let vectors = tower.encode(table, histories)?;
     let mut named = Vec::new();
     for key in &query.exclude {
@@ -54,7 +55,7 @@ pub fn recommend_batch<H: AsRef<[(Row, i64)]>>(
             let mut scores = Scorer::new(table, Metric::Score, vector)?;
             let exclude = [&named[..], exclude].concat();
             let best = rank(table, &mut scores, query, &exclude, &seen(history))?;
-            describe(bundle, &best, None)
+            describe(table, modalities, &best, None)
         });
         return lists.collect();
     }
@@ -72,7 +73,7 @@ pub fn recommend_batch<H: AsRef<[(Row, i64)]>>(
     let lists = table.search_batch(&vectors, &search, &exclude)?;
     lists
         .iter()
-        .map(|best| describe(bundle, best, None))
+        .map(|best| describe(table, modalities, best, None))
         .collect()
 }
 

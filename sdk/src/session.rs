@@ -2,16 +2,18 @@
 
 use std::path::Path;
 
+use crate::added::{Added, MAX_ADDED, NewItem};
 use crate::bundle::Bundle;
 use crate::engine::{FusionTower, Tower, UserTower};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, check_len};
 use crate::explain::{Evidence, MAX_EXAMINED, describe};
 use crate::history::{Event, History, Recorded};
 use crate::id::Row;
 use crate::ranking::rank;
 use crate::recommendation::{Query, Ranking, Recommendation};
 use crate::search::Popular;
-use crate::table::{Metric, Scorer, dot};
+use crate::snapshot;
+use crate::table::{ItemTable, Metric, OverlayItem, Scorer, dot};
 use crate::topk::{Scored, best_first};
 
 /// Settings of a [`Session`].
@@ -48,6 +50,16 @@ pub struct Session {
     known: Vec<Option<(Row, i64)>>,
     tower: Option<UserTower>,
     vector: Option<Vec<f32>>,
+    /// That of the bundle, with the added items behind its last row.
+    table: ItemTable,
+    added: Vec<Placed>,
+    fusion: Option<FusionTower>,
+}
+
+/// An added item, and its vector if the bundle's fusion tower can make one.
+struct Placed {
+    item: NewItem,
+    vector: Option<Vec<f32>>,
 }
 
 impl std::fmt::Debug for Session {
@@ -72,6 +84,9 @@ impl Session {
             known: Vec::new(),
             tower: None,
             vector: None,
+            table: bundle.table().clone(),
+            added: Vec::new(),
+            fusion: None,
         })
     }
 
@@ -90,28 +105,34 @@ impl Session {
         Ok(session)
     }
 
-    /// A session with the history of a snapshot. The snapshot may come from another version of
-    /// the bundle: keys are looked up anew, and a behavior that is gone becomes `any`.
+    /// A session with the history and the added items of a snapshot. The snapshot may come from
+    /// another version of the bundle: keys are looked up anew, a behavior that is gone becomes
+    /// `any`, and added items get the vectors that this bundle's fusion tower makes of their
+    /// features. Those that it cannot place (another set of modalities, no engine for the tower)
+    /// are kept for a later bundle, those that the bundle holds by now are dropped.
     ///
     /// # Errors
-    /// As [`History::load`].
+    /// As [`History::load`] and, if there are added items, [`Bundle::load_fusion_tower`].
     pub fn restore(
         bundle: &Bundle,
         path: impl AsRef<Path>,
         options: SessionOptions,
     ) -> Result<Self> {
         let mut session = Self::new(bundle, options)?;
-        session.history = History::load(path, options.max_history)?;
-        let table = bundle.table();
-        for event in session.history.events() {
-            let behavior = event.behavior.as_deref();
-            let behavior = behavior
-                .and_then(|b| bundle.manifest().behavior_id(b))
-                .unwrap_or(0);
-            session
-                .known
-                .push(table.find(&event.item)?.map(|row| (row, behavior)));
+        let (history, items) = snapshot::load(path.as_ref(), options.max_history)?;
+        session.history = history;
+        for item in items {
+            if bundle.table().find(&item.key)?.is_some() {
+                continue;
+            }
+            let vector = match session.place(&item) {
+                Ok(vector) => vector,
+                Err(Error::MissingTower { .. } | Error::EngineUnavailable { .. }) => None,
+                Err(e) => return Err(e),
+            };
+            session.added.push(Placed { item, vector });
         }
+        session.relink()?;
         Ok(session)
     }
 
@@ -141,7 +162,7 @@ impl Session {
                     known: manifest.behaviors.clone(),
                 })?,
         };
-        let row = self.bundle.table().find(&event.item)?;
+        let row = self.table.find(&event.item)?;
         if self.history.push(event)? && !self.known.is_empty() {
             self.known.remove(0);
         }
@@ -168,7 +189,7 @@ impl Session {
                 self.tower = Some(self.bundle.load_user_tower()?);
             }
             if let Some(tower) = &mut self.tower {
-                self.vector = Some(tower.encode(self.bundle.table(), &[events])?);
+                self.vector = Some(tower.encode(&self.table, &[events])?);
             }
         }
         Ok(self.vector.as_deref().unwrap_or_default())
@@ -184,7 +205,7 @@ impl Session {
     /// the query outside their ranges; [`Error::UnknownAttribute`] for its caps and freshness;
     /// for the filter as [`ItemTable::select`](crate::ItemTable::select).
     pub fn recommend(&mut self, query: &Query) -> Result<Vec<Recommendation>> {
-        let table = self.bundle.table().clone();
+        let table = self.table.clone();
         let exclude = self.excluded(query)?;
         let history: Vec<Row> = self.rows().collect();
         let best = if self.ranks_by_popularity() {
@@ -195,21 +216,30 @@ impl Session {
             rank(&table, &mut scores, query, &exclude, &history)?
         };
         if !query.explain {
-            return describe(&self.bundle, &best, None);
+            return self.describe(&best, None);
         }
         let evidence = [Evidence {
             member: 0,
             factor: 1.0,
             parts: self.evidence()?,
         }];
-        describe(&self.bundle, &best, Some(&evidence))
+        self.describe(&best, Some(&evidence))
+    }
+
+    fn describe(
+        &self,
+        ranked: &[Scored],
+        explain: Option<&[Evidence]>,
+    ) -> Result<Vec<Recommendation>> {
+        let modalities = &self.bundle.manifest().modalities;
+        describe(&self.table, modalities, ranked, explain)
     }
 
     /// Rows that `query` leaves out for this user.
     pub(crate) fn excluded(&self, query: &Query) -> Result<Vec<Row>> {
         let mut exclude = Vec::new();
         for key in &query.exclude {
-            exclude.extend(self.bundle.table().find(key)?);
+            exclude.extend(self.table.find(key)?);
         }
         if !query.include_seen {
             exclude.extend(self.rows());
@@ -246,7 +276,7 @@ impl Session {
                 .copied()
                 .collect();
             // One by one: an engine has its plan for one history ready.
-            let rest = tower.encode(self.bundle.table(), &[rest])?;
+            let rest = tower.encode(&self.table, &[rest])?;
             let part = whole.iter().zip(&rest).map(|(u, v)| u - v).collect();
             parts.push((item, part));
         }
@@ -272,8 +302,8 @@ impl Session {
     ) -> Result<Vec<(String, f32)>> {
         let names: Vec<String> = fusion.modalities().iter().map(|(n, _)| n.clone()).collect();
         let (m, items) = (names.len(), names.len() + 1);
-        crate::error::check_len("features (one slice per modality)", m, features.len())?;
-        crate::error::check_len("present", m, present.len())?;
+        check_len("features (one slice per modality)", m, features.len())?;
+        check_len("present", m, present.len())?;
         // Item 0 has everything, item 1 + j lacks modality j.
         let mut repeated = Vec::with_capacity(m);
         let mut flags: Vec<f32> = present.repeat(items);
@@ -298,7 +328,7 @@ impl Session {
     /// # Errors
     /// As [`Session::user_vector`].
     pub fn rank(&mut self, candidates: &[&str]) -> Result<Ranking> {
-        let table = self.bundle.table().clone();
+        let table = self.table.clone();
         let mut ranking = Ranking::default();
         let mut rows = Vec::new();
         for key in candidates {
@@ -319,7 +349,7 @@ impl Session {
             scored.push(Scored { row, score });
         }
         scored.sort_unstable_by(best_first);
-        ranking.ranked = describe(&self.bundle, &scored, None)?;
+        ranking.ranked = self.describe(&scored, None)?;
         Ok(ranking)
     }
 
@@ -329,22 +359,162 @@ impl Session {
     /// # Errors
     /// [`Error::UnknownItem`], [`Error::InvalidArgument`] for `k` = 0.
     pub fn similar(&self, key: &str, k: usize) -> Result<Vec<Recommendation>> {
-        let table = self.bundle.table();
+        let table = &self.table;
         let row = table.find(key)?.ok_or(Error::UnknownItem)?;
         let best = table.top_k_by(Metric::Cosine, &table.vector(row)?, k, &[row])?;
-        describe(&self.bundle, &best, None)
+        self.describe(&best, None)
     }
 
-    /// Saves the history; see [`History::save`].
+    /// Adds an item that the bundle does not hold: its vector comes from the bundle's fusion tower,
+    /// of any subset of the modalities, and from then on it is ranked, filtered, explained and
+    /// recorded like the items of the bundle. It belongs to this session and its snapshots. Events
+    /// of it that were recorded before count from now on.
+    ///
+    /// Popularity and calibration know nothing of it; a bitmap of available rows does not concern
+    /// it. An item with few modalities often scores below known ones: let a query's
+    /// [`freshness`](Query::freshness) speak for new items where that is wanted.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for an item without features, modalities that the bundle does
+    /// not have, or more than [`MAX_ADDED`] items; [`Error::Length`] and [`Error::NonFinite`] for
+    /// features; [`Error::UnknownAttribute`]; as [`Bundle::load_fusion_tower`]. Nothing is
+    /// changed then.
+    pub fn add_item(&mut self, item: NewItem) -> Result<Added> {
+        item.check()?;
+        for (name, _) in &item.attributes {
+            self.table.column(name)?;
+        }
+        let modalities = &self.bundle.manifest().modalities;
+        for (name, values) in &item.features {
+            let Some(modality) = modalities.iter().find(|m| m.name == *name) else {
+                let known: Vec<&str> = modalities.iter().map(|m| m.name.as_str()).collect();
+                return Err(Error::argument(format!(
+                    "the bundle has no modality {name:?}, it has {}",
+                    known.join(", ")
+                )));
+            };
+            check_len(name, modality.dim, values.len())?;
+        }
+        if self.bundle.table().find(&item.key)?.is_some() {
+            return Ok(Added::InBundle);
+        }
+        let at = self.added.iter().position(|p| p.item.key == item.key);
+        if at.is_none() && self.added.len() >= MAX_ADDED {
+            return Err(Error::argument(format!(
+                "the session holds {MAX_ADDED} added items already: remove some"
+            )));
+        }
+        let vector = self.place(&item)?;
+        let placed = Placed { item, vector };
+        let outcome = match at {
+            Some(at) => {
+                self.added[at] = placed;
+                Added::Replaced
+            }
+            None => {
+                self.added.push(placed);
+                Added::Ranked
+            }
+        };
+        self.relink()?;
+        Ok(outcome)
+    }
+
+    /// Takes an added item away; whether there was one. Its events stay, as of an unknown item.
+    ///
+    /// # Errors
+    /// [`Error::CorruptTensor`].
+    pub fn remove_item(&mut self, key: &str) -> Result<bool> {
+        let Some(at) = self.added.iter().position(|p| p.item.key == key) else {
+            return Ok(false);
+        };
+        self.added.remove(at);
+        self.relink()?;
+        Ok(true)
+    }
+
+    /// Keys of the added items in the order in which they came, and whether each is ranked: not so
+    /// one from a snapshot that this bundle's fusion tower could not place.
+    pub fn added_items(&self) -> impl ExactSizeIterator<Item = (&str, bool)> {
+        self.added
+            .iter()
+            .map(|p| (p.item.key.as_str(), p.vector.is_some()))
+    }
+
+    /// The item vector by the bundle's fusion tower, if it knows one of the item's modalities.
+    fn place(&mut self, item: &NewItem) -> Result<Option<Vec<f32>>> {
+        let modalities = &self.bundle.manifest().modalities;
+        let given: Vec<Option<&[f32]>> = modalities
+            .iter()
+            .map(|m| {
+                let found = item.features.iter().find(|(name, _)| *name == m.name);
+                let values = found.map(|(_, values)| values.as_slice());
+                values.filter(|v| v.len() == m.dim)
+            })
+            .collect();
+        if given.iter().all(Option::is_none) {
+            return Ok(None);
+        }
+        let zeros: Vec<Vec<f32>> = modalities.iter().map(|m| vec![0.0; m.dim]).collect();
+        let features: Vec<&[f32]> = given
+            .iter()
+            .zip(&zeros)
+            .map(|(values, zeros)| values.unwrap_or(zeros))
+            .collect();
+        let present: Vec<f32> = given
+            .iter()
+            .map(|v| f32::from(u8::from(v.is_some())))
+            .collect();
+        let fusion = match &mut self.fusion {
+            Some(fusion) => fusion,
+            None => self.fusion.insert(self.bundle.load_fusion_tower()?),
+        };
+        Ok(Some(fusion.encode(1, &features, &present)?))
+    }
+
+    /// Brings table, known events and user vector in line with the added items.
+    fn relink(&mut self) -> Result<()> {
+        let items = self.added.iter().filter_map(|p| {
+            Some(OverlayItem {
+                key: &p.item.key,
+                attributes: &p.item.attributes,
+                vector: p.vector.clone()?,
+            })
+        });
+        let items: Vec<OverlayItem<'_>> = items.collect();
+        let table = if items.is_empty() {
+            self.bundle.table().clone()
+        } else {
+            self.bundle.table().with_overlay(items)?
+        };
+        let manifest = self.bundle.manifest();
+        let known: Result<Vec<_>> = self
+            .history
+            .events()
+            .map(|event| {
+                let behavior = event.behavior.as_deref();
+                let behavior = behavior.and_then(|b| manifest.behavior_id(b)).unwrap_or(0);
+                Ok(table.find(&event.item)?.map(|row| (row, behavior)))
+            })
+            .collect();
+        self.known = known?;
+        self.table = table;
+        self.vector = None;
+        Ok(())
+    }
+
+    /// Saves history and added items; see [`Session::restore`]. The file is written beside the old
+    /// one, synced and renamed.
     ///
     /// # Errors
     /// As [`History::save`].
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
-        self.history.save(path)
+        let items = self.added.iter().map(|p| &p.item);
+        snapshot::save(path.as_ref(), &self.history, items)
     }
 
-    /// Forgets the history and the user vector, and deletes `snapshot` if given. A snapshot
-    /// that does not exist is not an error.
+    /// Forgets history, added items and the user vector, and deletes `snapshot` if given. A
+    /// snapshot that does not exist is not an error.
     ///
     /// # Errors
     /// [`Error::Io`] if the file cannot be deleted; the memory is cleared nevertheless.
@@ -352,6 +522,8 @@ impl Session {
         self.history.clear();
         self.known = Vec::new();
         self.vector = None;
+        self.added = Vec::new();
+        self.table = self.bundle.table().clone();
         match snapshot.map(|path| (path, std::fs::remove_file(path))) {
             Some((path, Err(e))) if e.kind() != std::io::ErrorKind::NotFound => {
                 Err(Error::io("delete", path, e))
@@ -364,7 +536,7 @@ impl Session {
         self.tower.is_none()
             && !self.bundle.has_user_tower()
             && self.known.iter().all(Option::is_none)
-            && self.bundle.table().popularity().is_some()
+            && self.table.popularity().is_some()
     }
 }
 

@@ -51,7 +51,7 @@ fn every_scheme_and_column_comes_back() {
             assert!(matches!(table.key(37), Err(Error::InvalidArgument { .. })));
             assert!(matches!(
                 table.attribute("size", 0),
-                Err(Error::InvalidArgument { .. })
+                Err(Error::UnknownAttribute { .. })
             ));
         }
     }

@@ -342,12 +342,12 @@ fn damaged_snapshots() {
         );
     }
     let mut newer = good.clone();
-    newer[8] = 2;
+    newer[8] = 3;
     assert!(matches!(
         load(&newer),
         Err(Error::UnsupportedSnapshot {
-            got: 2,
-            supported: 1,
+            got: 3,
+            supported: 2,
             ..
         })
     ));

@@ -252,7 +252,7 @@ fn fusion(
             },
         ])?;
         let d = Distance::between(&got, &want[..n * 32], 32);
-        println!("ort against tract, fusion tower, batch of {n}: {d:?}");
+        println!("ort against the runtime, fusion tower, batch of {n}: {d:?}");
         Bounds::of(Weights::F32).check("fusion tower", &d)?;
     }
     Ok(())

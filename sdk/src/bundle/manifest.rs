@@ -125,6 +125,9 @@ pub struct EngineInfo {
     /// engine then needs no graph.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user_weights: Option<String>,
+    /// File name of the fusion tower's weights, as for the user tower.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fusion_weights: Option<String>,
 }
 
 /// Length and digest of one file.
@@ -349,6 +352,7 @@ impl Manifest {
             &engine.user_tower,
             &engine.fusion_tower,
             &engine.user_weights,
+            &engine.fusion_weights,
         ]
         .into_iter()
         .flatten()

@@ -21,7 +21,7 @@ pub use map::LoadMode;
 pub(crate) use write::replace_file;
 pub use write::{BundleWriter, ItemTableBuilder, TensorSpec, TensorWriter};
 
-use crate::engine::{self, EngineKind, FusionTower, UserTower};
+use crate::engine::{self, EngineKind, FusionTower, Tower, TowerKind, UserTower};
 use crate::error::{Error, Result};
 use crate::table::ItemTable;
 
@@ -172,12 +172,7 @@ impl Bundle {
     /// [`Error::MissingTower`], [`Error::EngineUnavailable`], [`Error::Engine`],
     /// [`Error::Replaced`], and the tensor errors of [`Bundle::open`].
     pub fn load_user_tower(&self) -> Result<UserTower> {
-        let compact = cfg!(feature = "compact") && self.0.manifest.engine.user_weights.is_some();
-        self.load_user_tower_with(if compact {
-            EngineKind::Compact
-        } else {
-            EngineKind::Tract
-        })
+        self.load_user_tower_with(self.fastest(TowerKind::User))
     }
 
     /// Loads the user tower with a given engine.
@@ -186,36 +181,61 @@ impl Bundle {
     /// As [`Bundle::load_user_tower`]; [`Error::MissingTower`] if the bundle lacks the file which
     /// that engine reads.
     pub fn load_user_tower_with(&self, engine: EngineKind) -> Result<UserTower> {
+        let (tower, file) = self.load_tower(TowerKind::User, engine)?;
+        Ok(UserTower::new(tower, self.manifest(), file))
+    }
+
+    /// Loads the fusion tower, with the engine that [`Bundle::load_user_tower`] would choose.
+    ///
+    /// # Errors
+    /// As [`Bundle::load_user_tower`].
+    pub fn load_fusion_tower(&self) -> Result<FusionTower> {
+        self.load_fusion_tower_with(self.fastest(TowerKind::Fusion))
+    }
+
+    /// Loads the fusion tower with a given engine.
+    ///
+    /// # Errors
+    /// As [`Bundle::load_user_tower_with`].
+    pub fn load_fusion_tower_with(&self, engine: EngineKind) -> Result<FusionTower> {
+        let (tower, file) = self.load_tower(TowerKind::Fusion, engine)?;
+        Ok(FusionTower::new(tower, self.manifest(), file))
+    }
+
+    fn tower_file(&self, kind: TowerKind, engine: EngineKind) -> Option<&str> {
         let info = &self.0.manifest.engine;
-        let file = match engine {
-            EngineKind::Compact => info.user_weights.as_deref(),
-            EngineKind::Tract => info.user_tower.as_deref(),
+        let file = match (kind, engine) {
+            (TowerKind::User, EngineKind::Compact) => &info.user_weights,
+            (TowerKind::User, EngineKind::Tract) => &info.user_tower,
+            (TowerKind::Fusion, EngineKind::Compact) => &info.fusion_weights,
+            (TowerKind::Fusion, EngineKind::Tract) => &info.fusion_tower,
         };
-        let file = file.ok_or(Error::MissingTower { tower: "user" })?;
+        file.as_deref()
+    }
+
+    fn fastest(&self, kind: TowerKind) -> EngineKind {
+        let compact = self.tower_file(kind, EngineKind::Compact);
+        if cfg!(feature = "compact") && compact.is_some() {
+            EngineKind::Compact
+        } else {
+            EngineKind::Tract
+        }
+    }
+
+    fn load_tower(&self, kind: TowerKind, engine: EngineKind) -> Result<(Box<dyn Tower>, &str)> {
+        let file = self.tower_file(kind, engine);
+        let file = file.ok_or(Error::MissingTower { tower: kind.name() })?;
         let path = self.0.path.join(file);
         self.check_not_replaced()?;
         let tower = match engine {
             EngineKind::Compact => {
                 let bytes = self.0.manifest.files.get(file).map_or(0, |f| f.bytes);
-                engine::load_compact(&path, bytes, self.0.manifest.dim)?
+                engine::load_compact(kind, &path, bytes, self.manifest())?
             }
-            EngineKind::Tract => engine::load(&path, "user_vector")?,
+            EngineKind::Tract => engine::load(kind, &path)?,
         };
         self.check_not_replaced()?;
-        Ok(UserTower::new(tower, self.manifest(), file))
-    }
-
-    /// Loads the fusion tower.
-    ///
-    /// # Errors
-    /// As [`Bundle::load_user_tower`].
-    pub fn load_fusion_tower(&self) -> Result<FusionTower> {
-        let file = self.0.manifest.engine.fusion_tower.as_deref();
-        let file = file.ok_or(Error::MissingTower { tower: "fusion" })?;
-        self.check_not_replaced()?;
-        let tower = engine::load(&self.0.path.join(file), "item_vector")?;
-        self.check_not_replaced()?;
-        Ok(FusionTower::new(tower, self.manifest(), file))
+        Ok((tower, file))
     }
 
     /// The table stays what it was when the folder is replaced, but a tower is read when first

@@ -46,35 +46,81 @@ pub trait Tower: Send {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum EngineKind {
-    /// The student's own shape, straight from its weights (feature `compact`).
+    /// The shapes of the student, straight from its weights (feature `compact`).
     Compact,
     /// Any ONNX graph, by tract (feature `tract`).
     Tract,
 }
 
-/// Loads the weights of a student's user tower.
+/// Which tower of a bundle.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum TowerKind {
+    /// History → user vector.
+    User,
+    /// Features → item vector.
+    Fusion,
+}
+
+impl TowerKind {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            TowerKind::User => "user",
+            TowerKind::Fusion => "fusion",
+        }
+    }
+
+    #[cfg(feature = "tract")]
+    fn output(self) -> &'static str {
+        match self {
+            TowerKind::User => "user_vector",
+            TowerKind::Fusion => "item_vector",
+        }
+    }
+}
+
+/// Loads the weights of a student's tower, a file of `bytes` bytes.
 #[cfg(feature = "compact")]
-pub(crate) fn load_compact(path: &Path, bytes: u64, dim: usize) -> Result<Box<dyn Tower>> {
-    Ok(Box::new(compact::CompactTower::load(path, bytes, dim)?))
+pub(crate) fn load_compact(
+    kind: TowerKind,
+    path: &Path,
+    bytes: u64,
+    manifest: &Manifest,
+) -> Result<Box<dyn Tower>> {
+    use compact::{CompactFusionTower, CompactUserTower};
+    let dim = manifest.dim;
+    Ok(match kind {
+        TowerKind::User => Box::new(CompactUserTower::load(path, bytes, dim)?),
+        TowerKind::Fusion => Box::new(CompactFusionTower::load(
+            path,
+            bytes,
+            &manifest.modalities,
+            dim,
+        )?),
+    })
 }
 
 /// This build has no compact engine.
 #[cfg(not(feature = "compact"))]
-pub(crate) fn load_compact(path: &Path, _bytes: u64, _dim: usize) -> Result<Box<dyn Tower>> {
+pub(crate) fn load_compact(
+    _kind: TowerKind,
+    path: &Path,
+    _bytes: u64,
+    _manifest: &Manifest,
+) -> Result<Box<dyn Tower>> {
     Err(Error::EngineUnavailable {
         file: file_name(path),
     })
 }
 
-/// Loads an ONNX file with the engine of this build; `output` is the expected output name.
+/// Loads the ONNX graph of a tower with the engine of this build.
 #[cfg(feature = "tract")]
-pub(crate) fn load(path: &Path, output: &str) -> Result<Box<dyn Tower>> {
-    Ok(Box::new(tract::TractTower::load(path, output)?))
+pub(crate) fn load(kind: TowerKind, path: &Path) -> Result<Box<dyn Tower>> {
+    Ok(Box::new(tract::TractTower::load(path, kind.output())?))
 }
 
 /// No engine in this build.
 #[cfg(not(feature = "tract"))]
-pub(crate) fn load(path: &Path, _output: &str) -> Result<Box<dyn Tower>> {
+pub(crate) fn load(_kind: TowerKind, path: &Path) -> Result<Box<dyn Tower>> {
     Err(Error::EngineUnavailable {
         file: file_name(path),
     })

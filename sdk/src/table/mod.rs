@@ -1,9 +1,13 @@
 //! The item table: keys, item vectors, bias, popularity and attributes, all read in place.
 
+mod column;
+mod overlay;
+mod scorer;
+
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::bundle::tensors::{Half, Offsets, PAD_PREFIX, Slice, Strings, TensorFile};
+use crate::bundle::tensors::{Half, PAD_PREFIX, Slice, Strings, TensorFile};
 use crate::bundle::{Content, MAX_DIM, Manifest};
 use crate::error::{Error, Result, check_len};
 use crate::filter::Selection;
@@ -11,11 +15,13 @@ use crate::id::{MAX_NAME_BYTES, Row, is_name};
 use crate::kernel;
 use crate::partition::Partitions;
 use crate::quant::{self, Scheme};
-use crate::search::{BLOCK, Scores, Search, find, find_in_parallel};
+use crate::search::{Search, find, find_in_parallel};
 use crate::topk::Scored;
 
-/// Code of an item without a value in an attribute column.
-pub(crate) const NO_VALUE: u32 = u32::MAX;
+pub(crate) use column::{Attribute, NO_VALUE};
+use overlay::Overlay;
+pub(crate) use overlay::OverlayItem;
+pub(crate) use scorer::{Scorer, dot};
 
 /// What a scan ranks by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -48,15 +54,6 @@ enum Codes {
     },
 }
 
-#[derive(Clone)]
-pub(crate) struct Attribute {
-    name: String,
-    pub(crate) codes: Slice<u32>,
-    /// Present for columns with several values per item.
-    pub(crate) lists: Option<Offsets>,
-    pub(crate) values: Strings,
-}
-
 /// A read-only table of N items. Cheap to clone.
 ///
 /// Shapes and types were checked when the bundle was opened. Offsets, keys and codes are
@@ -77,6 +74,8 @@ pub struct ItemTable {
     keys: Strings,
     order: Slice<u32>,
     attributes: Arc<[Attribute]>,
+    /// Items added on the device, behind the rows of the bundle.
+    overlay: Option<Arc<Overlay>>,
 }
 
 impl std::fmt::Debug for ItemTable {
@@ -150,18 +149,7 @@ impl ItemTable {
             let Some(name) = tensor.strip_prefix("attr.").filter(|n| is_name(n)) else {
                 continue;
             };
-            let lists = format!("{tensor}.offsets");
-            let lists = if file.contains(&lists) {
-                Some(Offsets::take(&mut file, &lists, Some(n))?)
-            } else {
-                None
-            };
-            attributes.push(Attribute {
-                name: name.to_string(),
-                codes: file.take(&tensor, &[lists.is_none().then_some(n)])?,
-                lists,
-                values: Strings::take(&mut file, &format!("{tensor}.values"), None)?,
-            });
+            attributes.push(Attribute::take(&mut file, name, n)?);
         }
         file.finish()?;
         Ok(ItemTable {
@@ -176,13 +164,35 @@ impl ItemTable {
             keys,
             order,
             attributes: attributes.into(),
+            overlay: None,
         })
     }
 
-    /// N: number of items.
+    /// The same table with items behind its last row.
+    ///
+    /// # Errors
+    /// [`Error::UnknownAttribute`], [`Error::CorruptTensor`].
+    pub(crate) fn with_overlay(&self, items: Vec<OverlayItem<'_>>) -> Result<Self> {
+        let mut table = self.clone();
+        let attributes: Result<Vec<Attribute>> = self
+            .attributes
+            .iter()
+            .map(|column| column.extended(self.items, &items))
+            .collect();
+        table.attributes = attributes?.into();
+        table.overlay = Some(Arc::new(Overlay::new(items)));
+        Ok(table)
+    }
+
+    /// N: number of items of the bundle.
     #[allow(clippy::len_without_is_empty)] // a table without items cannot be opened
     pub fn len(&self) -> usize {
         self.items
+    }
+
+    /// Rows of the bundle and those added on the device.
+    pub(crate) fn rows(&self) -> usize {
+        self.items + self.overlay.as_ref().map_or(0, |o| o.len())
     }
 
     /// D: values per item vector.
@@ -235,7 +245,16 @@ impl ItemTable {
     /// [`Error::InvalidArgument`] if there is no such row, [`Error::CorruptTensor`].
     pub fn key(&self, row: Row) -> Result<&str> {
         self.check_row(row)?;
-        self.keys.get(row as usize)
+        match self.added(row) {
+            Some((overlay, at)) => Ok(overlay.key(at)),
+            None => self.keys.get(row as usize),
+        }
+    }
+
+    /// The overlay and a row's place in it, if it was added on the device.
+    fn added(&self, row: Row) -> Option<(&Overlay, usize)> {
+        let overlay = self.overlay.as_deref()?;
+        Some((overlay, (row as usize).checked_sub(self.items)?))
     }
 
     /// Row of the item with `key`, by binary search.
@@ -254,7 +273,8 @@ impl ItemTable {
                 std::cmp::Ordering::Equal => return Ok(Some(row)),
             }
         }
-        Ok(None)
+        let added = self.overlay.as_ref().and_then(|o| o.find(key));
+        Ok(added.map(|at| (self.items + at) as Row))
     }
 
     fn ordered(&self, order: &[u32], index: usize) -> Result<Row> {
@@ -290,6 +310,10 @@ impl ItemTable {
     fn decode_with(&self, row: Row, out: &mut [f32], scratch: &mut [i8]) -> Result<()> {
         self.check_row(row)?;
         check_len("out", self.dim, out.len())?;
+        if let Some((overlay, at)) = self.added(row) {
+            out.copy_from_slice(overlay.vector(at));
+            return Ok(());
+        }
         let (row, d) = (row as usize, self.dim);
         let range = row * d..(row + 1) * d;
         let halves = row * (d / 2)..(row + 1) * (d / 2);
@@ -360,11 +384,11 @@ impl ItemTable {
 
     /// Names of the attribute columns, sorted.
     pub fn attributes(&self) -> impl Iterator<Item = &str> {
-        self.attributes.iter().map(|a| a.name.as_str())
+        self.attributes.iter().map(Attribute::name)
     }
 
     pub(crate) fn column(&self, name: &str) -> Result<&Attribute> {
-        let column = self.attributes.iter().find(|a| a.name == name);
+        let column = self.attributes.iter().find(|a| a.name() == name);
         column.ok_or_else(|| Error::UnknownAttribute {
             got: name.chars().take(MAX_NAME_BYTES).collect(),
             known: self.attributes().map(str::to_string).collect(),
@@ -374,14 +398,11 @@ impl ItemTable {
     /// Values of attribute `name` of the item at `row`; empty if it has none.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if there is no such row or column, [`Error::CorruptTensor`].
+    /// [`Error::InvalidArgument`] if there is no such row, [`Error::UnknownAttribute`],
+    /// [`Error::CorruptTensor`].
     pub fn attribute(&self, name: &str, row: Row) -> Result<Vec<&str>> {
         self.check_row(row)?;
-        let column = self
-            .attributes
-            .iter()
-            .find(|a| a.name == name)
-            .ok_or_else(|| Error::argument(format!("the table has no attribute {name:?}")))?;
+        let column = self.column(name)?;
         let codes = column.codes(row as usize)?;
         codes
             .iter()
@@ -482,12 +503,12 @@ impl ItemTable {
     }
 
     fn check_row(&self, row: Row) -> Result<()> {
-        if (row as usize) < self.items {
+        if (row as usize) < self.rows() {
             return Ok(());
         }
         Err(Error::argument(format!(
             "row {row} is beyond the table's {} items",
-            self.items
+            self.rows()
         )))
     }
 
@@ -560,15 +581,7 @@ impl ItemTable {
             }
         }
         for column in self.attributes.iter() {
-            column.values.check()?;
-            if let Some(lists) = &column.lists {
-                lists.check(&format!("attr.{}.offsets", column.name), column.codes.len())?;
-            }
-            for (i, &code) in column.codes.get().iter().enumerate() {
-                if code != NO_VALUE || column.lists.is_some() {
-                    column.value(code, i)?;
-                }
-            }
+            column.verify()?;
         }
         Ok(())
     }
@@ -639,249 +652,6 @@ fn check_scales(scales: &[f32]) -> Result<()> {
         }
         None => Ok(()),
     }
-}
-
-/// Scores ranges of rows against one query, with the buffers that this takes.
-pub(crate) struct Scorer<'a> {
-    table: &'a ItemTable,
-    metric: Metric,
-    query: &'a [f32],
-    norm: f32,
-    bias: Option<&'a [f32]>,
-    coded: Vec<i8>,
-    /// Sum of `coded`.
-    coded_sum: i32,
-    query_scale: f32,
-    sums: [i32; BLOCK],
-    decoded: Vec<f32>,
-    scratch: Vec<i8>,
-}
-
-impl<'a> Scorer<'a> {
-    /// # Errors
-    /// As [`ItemTable::check_query`].
-    pub(crate) fn new(table: &'a ItemTable, metric: Metric, query: &'a [f32]) -> Result<Self> {
-        table.check_query(query)?;
-        let mut coded = vec![0i8; table.dim];
-        let query_scale = quant::int8::encode(query, &mut coded);
-        Ok(Scorer {
-            table,
-            metric,
-            query,
-            norm: dot_norm(query),
-            bias: match metric {
-                Metric::Score => table.bias.as_ref().map(Slice::get),
-                Metric::Cosine => None,
-            },
-            query_scale,
-            coded_sum: coded.iter().map(|&c| i32::from(c)).sum(),
-            coded,
-            sums: [0; BLOCK],
-            decoded: vec![0.0; table.dim],
-            scratch: vec![0; table.dim],
-        })
-    }
-}
-
-impl<'a> Scorer<'a> {
-    /// Fills `sums` for `rows` rows of integer codes from `first`, and returns their scales and
-    /// the factor that together make scores of them.
-    fn sums(&mut self, first: usize, rows: usize) -> Option<(&'a [f32], f32)> {
-        let kernel = kernel::active();
-        let d = self.table.dim;
-        let sums = &mut self.sums[..rows];
-        let halves = first * (d / 2)..(first + rows) * (d / 2);
-        let (scales, factor) = match &self.table.codes {
-            Codes::F32(_) | Codes::F16(_) => return None,
-            Codes::Int8 { codes, scales } => {
-                kernel.dot_i8(
-                    &self.coded,
-                    &codes.get()[first * d..(first + rows) * d],
-                    sums,
-                );
-                (scales, self.query_scale)
-            }
-            Codes::Int4 {
-                codes,
-                scales,
-                factors,
-            } => {
-                let g = kernel::groups(d);
-                let factors = &factors.get()[first * g..(first + rows) * g];
-                kernel.dot_i4(&self.coded, &codes.get()[halves], factors, sums);
-                (scales, self.query_scale)
-            }
-            Codes::TwoStage { high, scales, .. } => {
-                kernel.dot_u4(&self.coded, &high.get()[halves], sums);
-                for sum in sums.iter_mut() {
-                    *sum = quant::two_stage::coarse(*sum, self.coded_sum);
-                }
-                (scales, 0.5 * self.query_scale)
-            }
-        };
-        Some((&scales.get()[first..first + rows], factor))
-    }
-}
-
-impl Scores for Scorer<'_> {
-    fn scaled(&mut self, first: usize, rows: usize) -> Option<(&[i32], &[f32], f32)> {
-        if self.bias.is_some() || self.metric != Metric::Score {
-            return None;
-        }
-        let (scales, factor) = self.sums(first, rows)?;
-        Some((&self.sums[..rows], scales, factor))
-    }
-
-    fn finalists(&self, k: usize) -> Option<usize> {
-        match self.table.codes {
-            Codes::F32(_) | Codes::F16(_) => None,
-            Codes::Int8 { .. } | Codes::Int4 { .. } => Some(k.saturating_add((k / 2).max(32))),
-            Codes::TwoStage { .. } => Some(k.saturating_mul(3).max(k.saturating_add(128))),
-        }
-    }
-
-    fn bounds(&mut self, centers: &mut Vec<f32>, bounds: &mut Vec<f32>) -> bool {
-        let Some(partitions) = &self.table.partitions else {
-            return false;
-        };
-        if self.metric != Metric::Score {
-            return false;
-        }
-        match self.table.codes {
-            Codes::F32(_) | Codes::F16(_) => partitions.bounds(self.query, centers, bounds),
-            // The scan multiplies with the query's codes: its scores are bounded, not those of
-            // the query itself.
-            _ => {
-                quant::int8::decode(&self.coded, self.query_scale, &mut self.decoded);
-                partitions.bounds(&self.decoded, centers, bounds);
-            }
-        }
-        true
-    }
-
-    fn exact(&mut self, row: Row) -> Result<f32> {
-        self.table
-            .decode_with(row, &mut self.decoded, &mut self.scratch)?;
-        let dot = dot(self.query, &self.decoded);
-        Ok(match self.metric {
-            Metric::Score => dot + self.table.bias(row),
-            Metric::Cosine => cosine(dot, self.norm, dot_norm(&self.decoded)),
-        })
-    }
-
-    fn block(&mut self, first: usize, scores: &mut [f32]) {
-        let kernel = kernel::active();
-        let (d, n) = (self.table.dim, scores.len());
-        let (query, norm, metric) = (self.query, self.norm, self.metric);
-        let range = first * d..(first + n) * d;
-        match &self.table.codes {
-            Codes::F32(codes) => {
-                let rows = &codes.get()[range];
-                kernel.dot_f32(query, rows, scores);
-                if metric == Metric::Cosine {
-                    for (s, x) in scores.iter_mut().zip(rows.chunks_exact(d)) {
-                        *s = cosine(*s, norm, dot_norm(x));
-                    }
-                }
-            }
-            Codes::F16(codes) => {
-                let rows: &[u16] = bytemuck::cast_slice(&codes.get()[range]);
-                kernel.dot_f16(query, rows, scores);
-                if metric == Metric::Cosine {
-                    let x = &mut self.decoded;
-                    for (s, bits) in scores.iter_mut().zip(rows.chunks_exact(d)) {
-                        quant::f16::decode(bits, x);
-                        *s = cosine(*s, norm, dot_norm(x));
-                    }
-                }
-            }
-            Codes::Int8 { codes, scales } => {
-                let rows = &codes.get()[range];
-                let sums = &mut self.sums[..n];
-                kernel.dot_i8(&self.coded, rows, sums);
-                match metric {
-                    Metric::Score => {
-                        let scales = &scales.get()[first..first + n];
-                        for ((s, &sum), &scale) in scores.iter_mut().zip(&*sums).zip(scales) {
-                            *s = sum as f32 * (scale * self.query_scale);
-                        }
-                    }
-                    // Scales cancel out.
-                    Metric::Cosine => {
-                        for ((s, &sum), x) in
-                            scores.iter_mut().zip(&*sums).zip(rows.chunks_exact(d))
-                        {
-                            let mut square = [0];
-                            kernel.dot_i8(x, x, &mut square);
-                            *s = cosine(
-                                sum as f32 * self.query_scale,
-                                norm,
-                                (square[0] as f32).sqrt(),
-                            );
-                        }
-                    }
-                }
-            }
-            Codes::Int4 { .. } | Codes::TwoStage { .. } if metric == Metric::Cosine => {
-                let x = &mut self.decoded;
-                for (i, s) in scores.iter_mut().enumerate() {
-                    // Rows of the scan exist; only such a row could fail.
-                    *s = match self.table.decode((first + i) as Row, x) {
-                        Ok(()) => cosine(dot(query, x), norm, dot_norm(x)),
-                        Err(_) => f32::NEG_INFINITY,
-                    };
-                }
-            }
-            Codes::Int4 { .. } | Codes::TwoStage { .. } => {
-                if let Some((scales, factor)) = self.sums(first, n) {
-                    for ((s, &sum), &scale) in scores.iter_mut().zip(&self.sums).zip(scales) {
-                        *s = sum as f32 * (scale * factor);
-                    }
-                }
-            }
-        }
-        if let Some(bias) = self.bias {
-            for (s, b) in scores.iter_mut().zip(&bias[first..first + n]) {
-                *s += b;
-            }
-        }
-    }
-}
-
-impl Attribute {
-    pub(crate) fn codes(&self, row: usize) -> Result<&[u32]> {
-        let codes = self.codes.get();
-        let range = match &self.lists {
-            None => Some(row..row + 1),
-            Some(lists) => lists.range(row, codes.len()),
-        };
-        range.and_then(|r| codes.get(r)).ok_or_else(|| {
-            let reason = "offsets decrease or point beyond the data";
-            Error::corrupt(format!("attr.{}.offsets", self.name), row, reason)
-        })
-    }
-
-    pub(crate) fn value(&self, code: u32, row: usize) -> Result<&str> {
-        if code as usize >= self.values.len() {
-            let reason = "a code is beyond the dictionary";
-            return Err(Error::corrupt(format!("attr.{}", self.name), row, reason));
-        }
-        self.values.get(code as usize)
-    }
-}
-
-/// Inner product with the active kernel.
-pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
-    quant::f32::score(a, b)
-}
-
-fn dot_norm(x: &[f32]) -> f32 {
-    dot(x, x).sqrt()
-}
-
-fn cosine(dot: f32, a: f32, b: f32) -> f32 {
-    let norms = a * b;
-    if norms > 0.0 { dot / norms } else { 0.0 }
 }
 
 fn check_finite(name: &str, values: &[f32], per_row: usize) -> Result<()> {

@@ -1,104 +1,16 @@
-//! The user tower computed straight from its weights: no graph, no parser, nothing to optimise.
-//!
-//! It knows one shape, that of the student (see `FORMAT.md`, "User tower weights"), and is what a
-//! phone wants: loading is a matter of reading a few hundred kilobytes.
-//!
-//! Weights are kept as f32, one row per output, so that every layer is a call of the f32 kernel.
+//! History → user vector.
 
 use std::path::Path;
-use std::sync::Arc;
 
-use safetensors::Dtype;
-
-use super::{Input, InputData, Tower};
-use crate::bundle::tensors::{Half, TensorFile};
-use crate::bundle::{Content, LoadMode};
+use super::{Dense, open, refuse};
+use crate::engine::{Input, InputData, Tower, file_name};
 use crate::error::{Error, Result};
-use crate::kernel;
 
 /// Keeps the mean of a head without events at zero; the same number as in training.
 const EPSILON: f32 = 1e-6;
 
-/// `x W + b` with W stored output by output.
-struct Dense {
-    inputs: usize,
-    outputs: usize,
-    /// `[outputs, inputs]`
-    rows: Vec<f32>,
-    /// `[outputs]`; empty for none.
-    bias: Vec<f32>,
-}
-
-impl Dense {
-    /// Reads `<name>.weight` `[inputs, outputs]` (F32, F16, or I8 with one scale per output) and,
-    /// if wanted, `<name>.bias`.
-    fn take(
-        file: &mut TensorFile,
-        name: &str,
-        inputs: Option<usize>,
-        outputs: Option<usize>,
-        with_bias: bool,
-    ) -> Result<Self> {
-        let weight = format!("{name}.weight");
-        let shape = [inputs, outputs];
-        let dims = file.shape(&weight).unwrap_or_default().to_vec();
-        let (values, scales) = match file.dtype(&weight) {
-            Some(Dtype::I8) => {
-                let codes = file.take::<i8>(&weight, &shape)?;
-                let columns = dims.get(1).copied();
-                let scales = file.take::<f32>(&format!("{weight}.scale"), &[columns])?;
-                let values = codes.get().iter().map(|&c| f32::from(c)).collect();
-                (values, Some(scales.get().to_vec()))
-            }
-            Some(Dtype::F16) => {
-                let bits = file.take::<Half>(&weight, &shape)?;
-                let value = |h: &Half| half::f16::from_bits(h.0).to_f32();
-                (bits.get().iter().map(value).collect::<Vec<f32>>(), None)
-            }
-            _ => (file.take::<f32>(&weight, &shape)?.get().to_vec(), None),
-        };
-        // `take` has checked that there are two dimensions and that they hold these values.
-        let (inputs, outputs) = match dims[..] {
-            [i, o] => (i, o),
-            _ => (0, 0),
-        };
-        let mut rows = vec![0.0f32; values.len()];
-        for (i, row) in values.chunks_exact(outputs.max(1)).enumerate() {
-            for (o, &v) in row.iter().enumerate() {
-                rows[o * inputs + i] = match &scales {
-                    Some(s) => v * s[o],
-                    None => v,
-                };
-            }
-        }
-        let bias = if with_bias {
-            let bias = file.take::<f32>(&format!("{name}.bias"), &[Some(outputs)])?;
-            bias.get().to_vec()
-        } else {
-            Vec::new()
-        };
-        Ok(Dense {
-            inputs,
-            outputs,
-            rows,
-            bias,
-        })
-    }
-
-    fn apply(&self, x: &[f32], out: &mut [f32]) {
-        kernel::active().dot_f32(x, &self.rows, out);
-        out.iter_mut().zip(&self.bias).for_each(|(o, b)| *o += b);
-    }
-
-    /// Outputs `range` only.
-    fn apply_part(&self, x: &[f32], range: std::ops::Range<usize>, out: &mut [f32]) {
-        let rows = &self.rows[range.start * self.inputs..range.end * self.inputs];
-        kernel::active().dot_f32(x, rows, out);
-    }
-}
-
 /// The student's user tower.
-pub(super) struct CompactTower {
+pub(in crate::engine) struct CompactUserTower {
     file: String,
     dim: usize,
     heads: usize,
@@ -116,14 +28,13 @@ pub(super) struct CompactTower {
     out: Dense,
 }
 
-impl CompactTower {
+impl CompactUserTower {
     /// Reads the weights in `path`; `dim` is D and `bytes` the length in the manifest.
     ///
     /// # Errors
     /// The tensor errors of `Bundle::open`, if names, types or shapes are not those of the student.
-    pub(super) fn load(path: &Path, bytes: u64, dim: usize) -> Result<Self> {
-        let content = Arc::new(Content::open(path, bytes, LoadMode::Read)?);
-        let mut file = TensorFile::parse(path, content)?;
+    pub(in crate::engine) fn load(path: &Path, bytes: u64, dim: usize) -> Result<Self> {
+        let mut file = open(path, bytes)?;
         let decays = file.take::<f32>("user.decays", &[None])?.get().to_vec();
         let heads = decays.len();
         let behaviors = file.take::<f32>("user.behaviors", &[None, Some(dim)])?;
@@ -147,8 +58,8 @@ impl CompactTower {
                 got: vec![0],
             });
         }
-        Ok(CompactTower {
-            file: super::file_name(path),
+        Ok(CompactUserTower {
+            file: file_name(path),
             dim,
             heads,
             behaviors: behaviors.get().to_vec(),
@@ -161,13 +72,6 @@ impl CompactTower {
             mix,
             out,
         })
-    }
-
-    fn refuse(&self, reason: impl Into<String>) -> Error {
-        Error::Engine {
-            file: self.file.clone(),
-            reason: reason.into(),
-        }
     }
 
     /// One history: events oldest first, positions with mask 0 are skipped but age the rest.
@@ -210,7 +114,9 @@ impl CompactTower {
             let kind = usize::try_from(behavior)
                 .ok()
                 .and_then(|b| self.behaviors.get(b.checked_mul(d)?..)?.get(..d))
-                .ok_or_else(|| self.refuse(format!("behavior id {behavior} is not known")))?;
+                .ok_or_else(|| {
+                    refuse(&self.file, format!("behavior id {behavior} is not known"))
+                })?;
             event.copy_from_slice(item);
             event.iter_mut().zip(kind).for_each(|(x, k)| *x += k);
             let (hidden, direct) = features.split_at_mut(self.hidden.outputs);
@@ -267,20 +173,23 @@ struct Scratch {
     mixed: Vec<f32>,
 }
 
-impl Tower for CompactTower {
+impl Tower for CompactUserTower {
     fn run(&mut self, inputs: &[Input<'_>]) -> Result<Vec<f32>> {
         let find = |name: &str| {
             let found = inputs.iter().find(|i| i.name == name);
-            found.ok_or_else(|| self.refuse(format!("input `{name}` is missing")))
+            found.ok_or_else(|| refuse(&self.file, format!("input `{name}` is missing")))
         };
         let (items, behaviors, mask) = (find("items")?, find("behaviors")?, find("mask")?);
         let (InputData::F32(x), InputData::I64(kinds), InputData::F32(real)) =
             (items.data, behaviors.data, mask.data)
         else {
-            return Err(self.refuse("items and mask must be f32, behaviors i64"));
+            return Err(refuse(
+                &self.file,
+                "items and mask must be f32, behaviors i64",
+            ));
         };
         let &[batch, window, dim] = items.shape else {
-            return Err(self.refuse("items must be [B, L, D]"));
+            return Err(refuse(&self.file, "items must be [B, L, D]"));
         };
         let events = batch.checked_mul(window);
         let fits = dim == self.dim
@@ -289,7 +198,10 @@ impl Tower for CompactTower {
             && events == Some(real.len())
             && events.and_then(|e| e.checked_mul(dim)) == Some(x.len());
         if !fits {
-            return Err(self.refuse("shapes of items, behaviors and mask do not fit"));
+            return Err(refuse(
+                &self.file,
+                "shapes of items, behaviors and mask do not fit",
+            ));
         }
         let width = self.hidden.outputs + dim;
         let mut scratch = Scratch {

@@ -1,0 +1,114 @@
+//! The student's towers computed straight from their weights: no graph, no parser, nothing to
+//! optimise.
+//!
+//! It knows one shape, that of the student (see `FORMAT.md`, "Tower weights"), and is what a phone
+//! wants: loading is a matter of reading a few hundred kilobytes.
+//!
+//! Weights are kept as f32, one row per output, so that every layer is a call of the f32 kernel.
+
+mod fusion;
+mod user;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use safetensors::Dtype;
+
+use crate::bundle::tensors::{Half, TensorFile};
+use crate::bundle::{Content, LoadMode};
+use crate::error::{Error, Result};
+use crate::kernel;
+
+pub(super) use fusion::CompactFusionTower;
+pub(super) use user::CompactUserTower;
+
+/// Opens the weights in `path`, whose length in the manifest is `bytes`.
+fn open(path: &Path, bytes: u64) -> Result<TensorFile> {
+    let content = Arc::new(Content::open(path, bytes, LoadMode::Read)?);
+    TensorFile::parse(path, content)
+}
+
+fn refuse(file: &str, reason: impl Into<String>) -> Error {
+    Error::Engine {
+        file: file.to_string(),
+        reason: reason.into(),
+    }
+}
+
+/// `x W + b` with W stored output by output.
+struct Dense {
+    inputs: usize,
+    outputs: usize,
+    /// `[outputs, inputs]`
+    rows: Vec<f32>,
+    /// `[outputs]`; empty for none.
+    bias: Vec<f32>,
+}
+
+impl Dense {
+    /// Reads `<name>.weight` `[inputs, outputs]` (F32, F16, or I8 with one scale per output) and,
+    /// if wanted, `<name>.bias`.
+    fn take(
+        file: &mut TensorFile,
+        name: &str,
+        inputs: Option<usize>,
+        outputs: Option<usize>,
+        with_bias: bool,
+    ) -> Result<Self> {
+        let weight = format!("{name}.weight");
+        let shape = [inputs, outputs];
+        let dims = file.shape(&weight).unwrap_or_default().to_vec();
+        let (values, scales) = match file.dtype(&weight) {
+            Some(Dtype::I8) => {
+                let codes = file.take::<i8>(&weight, &shape)?;
+                let columns = dims.get(1).copied();
+                let scales = file.take::<f32>(&format!("{weight}.scale"), &[columns])?;
+                let values = codes.get().iter().map(|&c| f32::from(c)).collect();
+                (values, Some(scales.get().to_vec()))
+            }
+            Some(Dtype::F16) => {
+                let bits = file.take::<Half>(&weight, &shape)?;
+                let value = |h: &Half| half::f16::from_bits(h.0).to_f32();
+                (bits.get().iter().map(value).collect::<Vec<f32>>(), None)
+            }
+            _ => (file.take::<f32>(&weight, &shape)?.get().to_vec(), None),
+        };
+        // `take` has checked that there are two dimensions and that they hold these values.
+        let (inputs, outputs) = match dims[..] {
+            [i, o] => (i, o),
+            _ => (0, 0),
+        };
+        let mut rows = vec![0.0f32; values.len()];
+        for (i, row) in values.chunks_exact(outputs.max(1)).enumerate() {
+            for (o, &v) in row.iter().enumerate() {
+                rows[o * inputs + i] = match &scales {
+                    Some(s) => v * s[o],
+                    None => v,
+                };
+            }
+        }
+        let bias = if with_bias {
+            let bias = file.take::<f32>(&format!("{name}.bias"), &[Some(outputs)])?;
+            bias.get().to_vec()
+        } else {
+            Vec::new()
+        };
+        Ok(Dense {
+            inputs,
+            outputs,
+            rows,
+            bias,
+        })
+    }
+
+    fn apply(&self, x: &[f32], out: &mut [f32]) {
+        kernel::active().dot_f32(x, &self.rows, out);
+        out.iter_mut().zip(&self.bias).for_each(|(o, b)| *o += b);
+    }
+
+    /// Outputs `range` only.
+    fn apply_part(&self, x: &[f32], range: std::ops::Range<usize>, out: &mut [f32]) {
+        let rows = &self.rows[range.start * self.inputs..range.end * self.inputs];
+        kernel::active().dot_f32(x, rows, out);
+    }
+}

@@ -1,0 +1,249 @@
+//! The file in which a session outlives the app: events, and items added on the device.
+//!
+//! | bytes | content |
+//! |---|---|
+//! | 8 | `TRCTHIST` |
+//! | 4 | version, u32 little-endian, 2 |
+//! | 8 | payload length P, u64 little-endian, at most 64 MiB |
+//! | P | payload: bincode 1 wire format (fixed-size little-endian integers, u64 lengths) |
+//! | 4 | CRC-32 (IEEE) of everything before, u32 little-endian |
+//!
+//! The payload is written by `wincode`, because `bincode` is unmaintained
+//! (RUSTSEC-2025-0141) and its last release does not compile; the bytes are those of bincode 1:
+//! unknown-item count (u64), number of events (u64), then per event the item key, the behavior
+//! name (each u64 length and UTF-8) and the time (byte 0, or byte 1 and i64 seconds); number of
+//! added items (u64), then per item its key, its features (u64 number; name, u64 length, f32
+//! values) and its attributes (u64 number; name, u64 number, values). Version 1, which is still
+//! read, ends with the events.
+//!
+//! A snapshot holds keys, names and features, no rows, ids and vectors, so it fits every later
+//! bundle.
+
+use std::io::Read;
+use std::path::Path;
+
+use wincode::{SchemaRead, SchemaWrite};
+
+use crate::added::NewItem;
+use crate::bundle::replace_file;
+use crate::error::{Error, Result};
+use crate::history::{Event, History};
+
+const MAGIC: &[u8; 8] = b"TRCTHIST";
+const VERSION: u32 = 2;
+const MAX_PAYLOAD: usize = 64 << 20;
+const FRAME: usize = 8 + 4 + 8 + 4;
+
+#[derive(SchemaWrite, SchemaRead)]
+struct Events {
+    unknown: u64,
+    events: Vec<StoredEvent>,
+}
+
+#[derive(SchemaWrite, SchemaRead)]
+struct Payload {
+    events: Events,
+    items: Vec<StoredItem>,
+}
+
+#[derive(SchemaWrite, SchemaRead)]
+struct StoredEvent {
+    item: String,
+    /// Empty for none.
+    behavior: String,
+    timestamp: Option<i64>,
+}
+
+#[derive(SchemaWrite, SchemaRead)]
+struct StoredItem {
+    key: String,
+    features: Vec<(String, Vec<f32>)>,
+    attributes: Vec<(String, Vec<String>)>,
+}
+
+/// Replaces the snapshot at `path`: written beside it, synced, renamed.
+///
+/// # Errors
+/// [`Error::Io`]; [`Error::Snapshot`] if the content exceeds 64 MiB.
+pub(crate) fn save<'a>(
+    path: &Path,
+    history: &History,
+    items: impl IntoIterator<Item = &'a NewItem>,
+) -> Result<()> {
+    let events = history.events().map(|e| StoredEvent {
+        item: e.item.clone(),
+        behavior: e.behavior.clone().unwrap_or_default(),
+        timestamp: e.timestamp,
+    });
+    let items = items.into_iter().map(|i| StoredItem {
+        key: i.key.clone(),
+        features: i.features.clone(),
+        attributes: i.attributes.clone(),
+    });
+    let payload = Payload {
+        events: Events {
+            unknown: history.unknown_items(),
+            events: events.collect(),
+        },
+        items: items.collect(),
+    };
+    let payload = wincode::serialize(&payload)
+        .map_err(|e| broken(path, format!("cannot be encoded: {e}")))?;
+    if payload.len() > MAX_PAYLOAD {
+        let reason = format!("{} bytes of content, limit is {MAX_PAYLOAD}", payload.len());
+        return Err(broken(path, reason));
+    }
+    let mut bytes = Vec::with_capacity(payload.len() + FRAME);
+    bytes.extend_from_slice(MAGIC);
+    bytes.extend_from_slice(&VERSION.to_le_bytes());
+    bytes.extend_from_slice(&(payload.len() as u64).to_le_bytes());
+    bytes.extend_from_slice(&payload);
+    bytes.extend_from_slice(&crc32fast::hash(&bytes).to_le_bytes());
+    replace_file(path, &bytes)
+}
+
+/// Loads a snapshot; of one with more than `limit` events, the latest.
+///
+/// # Errors
+/// [`Error::Io`], [`Error::Snapshot`], [`Error::UnsupportedSnapshot`],
+/// [`Error::InvalidArgument`] for a bad `limit`.
+pub(crate) fn load(path: &Path, limit: usize) -> Result<(History, Vec<NewItem>)> {
+    let mut history = History::new(limit)?;
+    let file = std::fs::File::open(path).map_err(|e| Error::io("open", path, e))?;
+    let mut bytes = Vec::new();
+    file.take((MAX_PAYLOAD + FRAME) as u64 + 1)
+        .read_to_end(&mut bytes)
+        .map_err(|e| Error::io("read", path, e))?;
+    let payload = decode(&bytes, path)?;
+    let skip = payload.events.events.len().saturating_sub(limit);
+    for e in payload.events.events.into_iter().skip(skip) {
+        let mut event = Event::new(e.item);
+        event.behavior = Some(e.behavior).filter(|b| !b.is_empty());
+        event.timestamp = e.timestamp;
+        history
+            .push(event)
+            .map_err(|e| broken(path, e.to_string()))?;
+    }
+    let mut items = Vec::new();
+    for i in payload.items {
+        let item = NewItem {
+            key: i.key,
+            features: i.features,
+            attributes: i.attributes,
+        };
+        item.check().map_err(|e| broken(path, e.to_string()))?;
+        items.push(item);
+    }
+    Ok((history.with_unknown(payload.events.unknown), items))
+}
+
+fn decode(bytes: &[u8], path: &Path) -> Result<Payload> {
+    let fail = |reason: &str| broken(path, reason.to_string());
+    let rest = bytes
+        .strip_prefix(MAGIC.as_slice())
+        .ok_or_else(|| fail("it does not start with TRCTHIST"))?;
+    let (version, rest) = rest
+        .split_first_chunk::<4>()
+        .ok_or_else(|| fail("it is truncated"))?;
+    let version = u32::from_le_bytes(*version);
+    if version == 0 || version > VERSION {
+        return Err(Error::UnsupportedSnapshot {
+            path: path.to_path_buf(),
+            got: version,
+            supported: VERSION,
+        });
+    }
+    let (length, rest) = rest
+        .split_first_chunk::<8>()
+        .ok_or_else(|| fail("it is truncated"))?;
+    let length = u64::from_le_bytes(*length);
+    if length > MAX_PAYLOAD as u64 {
+        return Err(fail("its length field exceeds the limit"));
+    }
+    let (payload, crc) = rest
+        .split_last_chunk::<4>()
+        .filter(|(payload, _)| payload.len() as u64 == length)
+        .ok_or_else(|| fail("its length differs from its length field"))?;
+    if crc32fast::hash(&bytes[..bytes.len() - 4]) != u32::from_le_bytes(*crc) {
+        return Err(fail("its checksum is wrong"));
+    }
+    // The input itself is at most 64 MiB; wincode bounds preallocation by 4 MiB.
+    let payload = match version {
+        1 => wincode::deserialize_exact(payload).map(|events| Payload {
+            events,
+            items: Vec::new(),
+        }),
+        _ => wincode::deserialize_exact(payload),
+    };
+    payload.map_err(|e| broken(path, format!("its payload is malformed: {e}")))
+}
+
+fn broken(path: &Path, reason: String) -> Error {
+    Error::Snapshot {
+        path: path.to_path_buf(),
+        reason,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Count 3; one event: "a", "view", −2.
+    fn events() -> Vec<u8> {
+        let mut bytes = vec![3, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0];
+        bytes.extend_from_slice(b"\x01\0\0\0\0\0\0\0a\x04\0\0\0\0\0\0\0view");
+        bytes.push(1);
+        bytes.extend_from_slice(&(-2i64).to_le_bytes());
+        bytes
+    }
+
+    #[test]
+    fn payload_is_bincode_1() {
+        let payload = Payload {
+            events: Events {
+                unknown: 3,
+                events: vec![StoredEvent {
+                    item: "a".into(),
+                    behavior: "view".into(),
+                    timestamp: Some(-2),
+                }],
+            },
+            items: vec![StoredItem {
+                key: "b".into(),
+                features: vec![("text".into(), vec![1.0])],
+                attributes: vec![("c".into(), vec!["d".into()])],
+            }],
+        };
+        let mut want = events();
+        let count = 1u64.to_le_bytes();
+        want.extend_from_slice(&count);
+        want.extend_from_slice(b"\x01\0\0\0\0\0\0\0b");
+        want.extend_from_slice(&count);
+        want.extend_from_slice(b"\x04\0\0\0\0\0\0\0text");
+        want.extend_from_slice(&count);
+        want.extend_from_slice(&1f32.to_le_bytes());
+        want.extend_from_slice(&count);
+        want.extend_from_slice(b"\x01\0\0\0\0\0\0\0c");
+        want.extend_from_slice(&count);
+        want.extend_from_slice(b"\x01\0\0\0\0\0\0\0d");
+        assert_eq!(wincode::serialize(&payload).unwrap(), want);
+    }
+
+    #[test]
+    fn version_1_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("old");
+        let mut bytes = MAGIC.to_vec();
+        bytes.extend_from_slice(&1u32.to_le_bytes());
+        bytes.extend_from_slice(&(events().len() as u64).to_le_bytes());
+        bytes.extend_from_slice(&events());
+        bytes.extend_from_slice(&crc32fast::hash(&bytes).to_le_bytes());
+        std::fs::write(&path, bytes).unwrap();
+        let (history, items) = load(&path, 10).unwrap();
+        assert_eq!(history.unknown_items(), 3);
+        let want = Event::new("a").behavior("view").at(-2);
+        assert_eq!(history.events().collect::<Vec<_>>(), [&want]);
+        assert!(items.is_empty());
+    }
+}
