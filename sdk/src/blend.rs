@@ -91,7 +91,7 @@ impl<'a> Prior<'a> {
                     let time = crate::filter::number(column.raw(code)?);
                     Ok(time.map_or(0.0, |t| {
                         let age = (f.now - t).max(0.0);
-                        f.weight * (-age / f.half_life).exp2() as f32
+                        f.weight * libm::exp2(-age / f.half_life) as f32
                     }))
                 })
                 .collect::<Result<_>>()?;
@@ -238,7 +238,7 @@ fn gumbel(seed: u64, key: &[u8]) -> f64 {
     z ^= z >> 31;
     // 53 bits, never 0 and never 1.
     let u = ((z >> 11) as f64 + 0.5) / (1u64 << 53) as f64;
-    -(-u.ln()).ln()
+    -libm::log(-libm::log(u))
 }
 
 #[cfg(test)]

@@ -151,7 +151,7 @@ impl Objective {
     fn gain(&self, i: usize) -> f64 {
         match self {
             Objective::Mmr(nearest) => -f64::from(nearest[i]),
-            Objective::Dpp(d) => d.rest[i].max(FLOOR).ln(),
+            Objective::Dpp(d) => libm::log(d.rest[i].max(FLOOR)),
         }
     }
 

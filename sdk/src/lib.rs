@@ -1,5 +1,7 @@
 #![doc = include_str!("../README.md")]
 #![deny(unsafe_code)]
+// Exponentials and logarithms are those of `libm`: the system's differ in the last bit from one
+// device to the next, and with them scores would.
 
 #[cfg(target_endian = "big")]
 compile_error!(

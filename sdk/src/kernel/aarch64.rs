@@ -24,28 +24,45 @@ pub(super) unsafe fn dot_f32(query: &[f32], rows: &[f32], out: &mut [f32]) {
     }
 }
 
+/// Adds the products of eight lanes, for as many whole groups of eight as there are.
+///
+/// # Safety
+/// The CPU has NEON; both slices have the same length.
+#[target_feature(enable = "neon")]
+unsafe fn add_products(lanes: &mut [float32x4_t; 2], query: &[f32], row: &[f32]) {
+    let mut d = 0;
+    while d + 8 <= query.len() {
+        // SAFETY: d + 8 ≤ the length of both slices.
+        unsafe {
+            let (q, x) = (query.as_ptr().add(d), row.as_ptr().add(d));
+            lanes[0] = vaddq_f32(lanes[0], vmulq_f32(vld1q_f32(q), vld1q_f32(x)));
+            lanes[1] = vaddq_f32(
+                lanes[1],
+                vmulq_f32(vld1q_f32(q.add(4)), vld1q_f32(x.add(4))),
+            );
+        }
+        d += 8;
+    }
+}
+
+/// The sum of eight lanes in the order of [`scalar::sum`].
+#[target_feature(enable = "neon")]
+fn sum(lanes: [float32x4_t; 2]) -> f32 {
+    let pairs = vpaddq_f32(lanes[0], lanes[1]);
+    let fours = vpaddq_f32(pairs, pairs);
+    vgetq_lane_f32::<0>(fours) + vgetq_lane_f32::<1>(fours)
+}
+
 /// # Safety
 /// The CPU has NEON; both slices have the same length.
 #[target_feature(enable = "neon")]
 unsafe fn dot_row(query: &[f32], row: &[f32]) -> f32 {
     let wide = query.len() / 8 * 8;
-    let (mut a, mut b) = (vdupq_n_f32(0.0), vdupq_n_f32(0.0));
-    let mut d = 0;
-    while d < wide {
-        // SAFETY: d + 8 ≤ wide ≤ the length of both slices.
-        unsafe {
-            let (q, x) = (query.as_ptr().add(d), row.as_ptr().add(d));
-            a = vfmaq_f32(a, vld1q_f32(q), vld1q_f32(x));
-            b = vfmaq_f32(b, vld1q_f32(q.add(4)), vld1q_f32(x.add(4)));
-        }
-        d += 8;
-    }
-    let tail: f32 = query[wide..]
-        .iter()
-        .zip(&row[wide..])
-        .map(|(q, x)| q * x)
-        .sum();
-    vaddvq_f32(vaddq_f32(a, b)) + tail
+    let mut lanes = [vdupq_n_f32(0.0); 2];
+    // SAFETY: by this function's contract.
+    unsafe { add_products(&mut lanes, query, row) };
+    let tail = query[wide..].iter().zip(&row[wide..]);
+    sum(lanes) + tail.fold(0.0, |sum, (q, x)| sum + q * x)
 }
 
 /// Inner products of an f32 query with f16 rows, widened 64 values at a time.
@@ -55,20 +72,23 @@ unsafe fn dot_row(query: &[f32], row: &[f32]) -> f32 {
 #[target_feature(enable = "neon")]
 pub(super) unsafe fn dot_f16(query: &[f32], rows: &[u16], out: &mut [f32]) {
     let dim = query.len();
+    let wide = dim / 8 * 8;
     let mut buffer = [0.0f32; 64];
     for (r, o) in out.iter_mut().enumerate() {
         let row = &rows[r * dim..(r + 1) * dim];
-        *o = query
-            .chunks(64)
-            .zip(row.chunks(64))
-            .map(|(q, x)| {
-                for (b, &h) in buffer.iter_mut().zip(x) {
-                    *b = half::f16::from_bits(h).to_f32();
-                }
-                // SAFETY: both slices have `q.len()` values, NEON is there by our own contract.
-                unsafe { dot_row(q, &buffer[..q.len()]) }
-            })
-            .sum();
+        let mut lanes = [vdupq_n_f32(0.0); 2];
+        for (q, x) in query[..wide].chunks(64).zip(row[..wide].chunks(64)) {
+            for (b, &h) in buffer.iter_mut().zip(x) {
+                *b = half::f16::from_bits(h).to_f32();
+            }
+            // SAFETY: both slices have `q.len()` values, NEON is there by our own contract.
+            unsafe { add_products(&mut lanes, q, &buffer[..q.len()]) };
+        }
+        let tail = query[wide..].iter().zip(&row[wide..]);
+        *o = sum(lanes)
+            + tail.fold(0.0, |sum, (q, &x)| {
+                sum + q * half::f16::from_bits(x).to_f32()
+            });
     }
 }
 

@@ -12,21 +12,37 @@ pub(super) fn dot_i8(query: &[i8], rows: &[i8], out: &mut [i32]) {
     }
 }
 
+/// The order in which every kernel adds the products of floats, so that a score has the same bits
+/// on every CPU: eight lanes, each rounded after the product and after the sum (no fused
+/// multiply-add, which some CPUs lack), then neighbours; the last values one after the other.
+fn dot<T: Copy>(query: &[f32], row: &[T], widen: impl Fn(T) -> f32) -> f32 {
+    let mut lanes = [0.0f32; 8];
+    let mut groups = query.chunks_exact(8);
+    for (q, x) in (&mut groups).zip(row.chunks_exact(8)) {
+        for ((lane, q), &x) in lanes.iter_mut().zip(q).zip(x) {
+            *lane += q * widen(x);
+        }
+    }
+    let rest = groups.remainder();
+    let tail = rest.iter().zip(&row[row.len() - rest.len()..]);
+    sum(lanes) + tail.fold(0.0, |sum, (q, &x)| sum + q * widen(x))
+}
+
+/// The sum of eight lanes.
+fn sum(l: [f32; 8]) -> f32 {
+    ((l[0] + l[1]) + (l[2] + l[3])) + ((l[4] + l[5]) + (l[6] + l[7]))
+}
+
 pub(super) fn dot_f32(query: &[f32], rows: &[f32], out: &mut [f32]) {
     for (r, o) in out.iter_mut().enumerate() {
-        let row = &rows[r * query.len()..(r + 1) * query.len()];
-        *o = query.iter().zip(row).map(|(a, b)| a * b).sum();
+        *o = dot(query, &rows[r * query.len()..(r + 1) * query.len()], |x| x);
     }
 }
 
 pub(super) fn dot_f16(query: &[f32], rows: &[u16], out: &mut [f32]) {
+    let widen = |x| half::f16::from_bits(x).to_f32();
     for (r, o) in out.iter_mut().enumerate() {
-        let row = &rows[r * query.len()..(r + 1) * query.len()];
-        *o = query
-            .iter()
-            .zip(row)
-            .map(|(a, &b)| a * half::f16::from_bits(b).to_f32())
-            .sum();
+        *o = dot(query, &rows[r * query.len()..(r + 1) * query.len()], widen);
     }
 }
 

@@ -1,12 +1,9 @@
-//! AVX2, with FMA and F16C (every x86-64 CPU with AVX2 that is in use has both), and the same
-//! kernels around the dot-product instruction of newer CPUs.
+//! AVX2, with F16C (every x86-64 CPU with AVX2 that is in use has it), and the same kernels around the dot-product instruction of newer CPUs.
 
 use std::arch::x86_64::*;
 
 pub(super) fn is_available() -> bool {
-    is_x86_feature_detected!("avx2")
-        && is_x86_feature_detected!("fma")
-        && is_x86_feature_detected!("f16c")
+    is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c")
 }
 
 /// Rows per step: their eight sums fill one register, so the horizontal additions are shared.
@@ -132,7 +129,7 @@ macro_rules! floats {
                     for (j, a) in acc.iter_mut().enumerate() {
                         // SAFETY: r + j < out.len() and d + 8 ≤ dim, so this ends within `rows`.
                         let x = unsafe { $load(rows.as_ptr().add((r + j) * dim + d)) };
-                        *a = _mm256_fmadd_ps(q, x, *a);
+                        *a = _mm256_add_ps(*a, _mm256_mul_ps(q, x));
                     }
                 }
                 // SAFETY: r + 8 ≤ out.len().
@@ -141,7 +138,7 @@ macro_rules! floats {
                     for j in 0..STEP {
                         let tail = &rows[(r + j) * dim + wide..(r + j + 1) * dim];
                         let tail = query[wide..].iter().zip(tail);
-                        out[r + j] += tail.map(|(q, &x)| q * $widen(x)).sum::<f32>();
+                        out[r + j] += tail.fold(0.0, |sum, (q, &x)| sum + q * $widen(x));
                     }
                 }
             }
@@ -156,10 +153,10 @@ macro_rules! floats {
                             $load(row.as_ptr().add(d)),
                         )
                     };
-                    acc = _mm256_fmadd_ps(q, x, acc);
+                    acc = _mm256_add_ps(acc, _mm256_mul_ps(q, x));
                 }
                 let tail = query[wide..].iter().zip(&row[wide..]);
-                out[r] = sum(acc) + tail.map(|(q, &x)| q * $widen(x)).sum::<f32>();
+                out[r] = sum(acc) + tail.fold(0.0, |sum, (q, &x)| sum + q * $widen(x));
             }
         }
     };
@@ -169,7 +166,7 @@ floats!(
     /// Inner products of f32 vectors.
     dot_f32,
     f32,
-    "avx2,fma",
+    "avx2",
     |p| _mm256_loadu_ps(p),
     |x: f32| x
 );
@@ -178,7 +175,7 @@ floats!(
     /// Inner products of an f32 query with f16 rows.
     dot_f16,
     u16,
-    "avx2,fma,f16c",
+    "avx2,f16c",
     |p: *const u16| _mm256_cvtph_ps(_mm_loadu_si128(p.cast())),
     |x: u16| half::f16::from_bits(x).to_f32()
 );
@@ -663,10 +660,10 @@ macro_rules! vnni {
     };
 }
 
-vnni!(avx_vnni, "avx2,fma,f16c,avxvnni", _mm256_dpbusd_avx_epi32);
+vnni!(avx_vnni, "avx2,f16c,avxvnni", _mm256_dpbusd_avx_epi32);
 vnni!(
     avx512_vnni,
-    "avx2,fma,f16c,avx512f,avx512vl,avx512vnni",
+    "avx2,f16c,avx512f,avx512vl,avx512vnni",
     _mm256_dpbusd_epi32
 );
 

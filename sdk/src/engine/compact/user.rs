@@ -125,7 +125,7 @@ impl CompactUserTower {
             direct.copy_from_slice(event);
             self.gate.apply(event, gates);
             for (head, gate) in gates.iter().enumerate() {
-                let weight = real / (1.0 + (-gate).exp());
+                let weight = real / (1.0 + libm::expf(-gate));
                 totals[head] += weight;
                 let sum = &mut sums[head * width..(head + 1) * width];
                 sum.iter_mut()
@@ -150,7 +150,7 @@ impl CompactUserTower {
             }
         }
         if let Some(last) = summary.last_mut() {
-            *last = (1.0 + count).ln() / 4.0;
+            *last = libm::logf(1.0 + count) / 4.0;
         }
         self.mix.apply(summary, mixed);
         mixed.iter_mut().for_each(|x| *x = x.max(0.0));
