@@ -72,21 +72,12 @@ fn main() -> anyhow::Result<()> {
         anyhow::ensure!(expected.len() == k);
         let host_query = types::Query::top(k as i32);
         anyhow::ensure!(engine.recommend(host_query.clone())?[k - 1].item == expected[k - 1].item);
-        let c_query = TercetQuery {
-            size: size_of::<TercetQuery>(),
-            k,
-            filter: ptr::null(),
-            exclude: ptr::null(),
-            exclude_count: 0,
-            pool: 0,
-            diversity: 0.0,
-            include_seen: 0,
-            explain: 0,
-        };
+        let c_query = TercetQuery::top(k);
         let empty = TercetRecommendation {
             item: ptr::null(),
             item_length: 0,
             because_count: 0,
+            modality_count: 0,
             score: 0.0,
             row: 0,
         };

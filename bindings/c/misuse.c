@@ -147,6 +147,88 @@ static void bad_text(void) {
   CHECK(tercet_close(&engine) == TERCET_STATUS_OK);
 }
 
+static void new_items(void) {
+  tercet_engine *engine = open_shop();
+  const tercet_status refused = TERCET_STATUS_INVALID_ARGUMENT;
+  float text[8] = {0};
+  const char *bad[1] = {"\xff"}, *none[1] = {NULL};
+  tercet_feature feature = {"text", text, 8};
+  tercet_attribute attribute = {"category", bad, 1};
+  tercet_new_item item;
+  tercet_added outcome;
+  tercet_query query = query_of(3);
+  tercet_cap cap = {"category", 1, 0, 0};
+  tercet_freshness freshness = {"price", 20, 4, 1};
+  tercet_results *results = NULL;
+  int32_t removed;
+  char key[8];
+  size_t needed;
+
+  memset(&item, 0, sizeof item);
+  CHECK(tercet_add_item(engine, NULL, &outcome) == refused);
+  CHECK(tercet_add_item(engine, &item, &outcome) == refused); /* size not set */
+  item.size = sizeof item;
+  CHECK(tercet_add_item(engine, &item, &outcome) == refused); /* no key */
+  item.item = "fresh";
+  CHECK(tercet_add_item(engine, &item, &outcome) == refused); /* no feature */
+  item.feature_count = 1;
+  CHECK(tercet_add_item(engine, &item, &outcome) == refused); /* features is NULL */
+  item.features = &feature;
+  item.attribute_count = 1;
+  CHECK(tercet_add_item(engine, &item, &outcome) == refused); /* attributes is NULL */
+  item.attributes = &attribute;
+  CHECK(tercet_add_item(engine, &item, &outcome) == refused); /* not UTF-8 */
+  attribute.values = none;
+  CHECK(tercet_add_item(engine, &item, &outcome) == refused);
+  attribute.count = (size_t)-1;
+  CHECK(tercet_add_item(engine, &item, &outcome) == refused);
+  item.attribute_count = 0;
+  feature.count = (size_t)-1;
+  CHECK(tercet_add_item(engine, &item, &outcome) == refused);
+  feature.count = 7;
+  CHECK(tercet_add_item(engine, &item, &outcome) == refused);
+  CHECK(strstr(tercet_last_error(), "text has 7 values, expected 8") != NULL);
+  feature.count = 8;
+  feature.values = NULL;
+  CHECK(tercet_add_item(engine, &item, &outcome) == refused);
+  feature.values = text;
+  CHECK(tercet_added_item(engine, 0, key, sizeof key, &needed, NULL) == refused);
+  CHECK(tercet_add_item(engine, &item, NULL) == TERCET_STATUS_OK);
+  CHECK(tercet_add_item(engine, &item, &outcome) == TERCET_STATUS_OK);
+  CHECK(outcome == TERCET_ADDED_REPLACED);
+  CHECK(tercet_added_item(engine, 0, key, 3, &needed, NULL) == TERCET_STATUS_BUFFER_TOO_SMALL);
+  CHECK(needed == 6);
+  CHECK(tercet_added_item(engine, 0, key, sizeof key, NULL, NULL) == TERCET_STATUS_OK);
+  CHECK(strcmp(key, "fresh") == 0);
+  CHECK(tercet_item_key(engine, 60, key, sizeof key, NULL) == TERCET_STATUS_OK);
+  CHECK(strcmp(key, "fresh") == 0);
+  CHECK(tercet_item_key(engine, 61, key, sizeof key, NULL) == refused);
+  CHECK(tercet_remove_item(engine, NULL, &removed) == refused);
+  CHECK(tercet_remove_item(engine, "fresh", &removed) == TERCET_STATUS_OK && removed == 1);
+  CHECK(tercet_remove_item(engine, "fresh", NULL) == TERCET_STATUS_OK);
+
+  query.cap_count = 1;
+  CHECK(tercet_recommend(engine, &query, &results) == refused);
+  query.caps = &cap;
+  query.freshness_count = 1;
+  CHECK(tercet_recommend(engine, &query, &results) == refused);
+  query.freshness = &freshness;
+  CHECK(tercet_recommend(engine, &query, &results) == TERCET_STATUS_OK);
+  tercet_results_free(&results);
+  freshness.attribute = NULL;
+  CHECK(tercet_recommend(engine, &query, &results) == refused);
+  query.freshness_count = 0;
+  cap.attribute = "\xff";
+  CHECK(tercet_recommend(engine, &query, &results) == refused);
+  query.cap_count = (size_t)-1;
+  CHECK(tercet_recommend(engine, &query, &results) == refused);
+  query.cap_count = 0;
+  query.probes = -7;
+  CHECK(tercet_recommend(engine, &query, &results) == refused);
+  CHECK(tercet_close(&engine) == TERCET_STATUS_OK);
+  CHECK(tercet_add_item(engine, &item, NULL) == refused);
+}
+
 static void sizes(void) {
   struct {
     tercet_query query;
@@ -343,9 +425,12 @@ static int copy_file(const char *from, const char *to, long limit) {
   return ok;
 }
 
+enum { FILES = 4 };
+
 static void replaced(const char *scratch) {
   char from[5000], to[5000], folder[4200], aside[4200], items[5000];
-  const char *names[] = {"manifest.json", "items.safetensors", "user_tower.safetensors"};
+  const char *names[FILES] = {"manifest.json", "items.safetensors", "user_tower.safetensors",
+                              "fusion_tower.safetensors"};
   tercet_engine *mapped = NULL, *copied = NULL;
   tercet_options options = {0};
   tercet_query query = query_of(5);
@@ -357,7 +442,7 @@ static void replaced(const char *scratch) {
   snprintf(aside, sizeof aside, "%s/old.tercet", scratch);
   snprintf(command, sizeof command, "mkdir -p '%s'", folder);
   CHECK(system(command) == 0);
-  for (i = 0; i < 3; i++) {
+  for (i = 0; i < FILES; i++) {
     snprintf(from, sizeof from, "%s/%s", shop, names[i]);
     snprintf(to, sizeof to, "%s/%s", folder, names[i]);
     CHECK(copy_file(from, to, -1));
@@ -372,7 +457,7 @@ static void replaced(const char *scratch) {
 
   /* The folder is renamed away and its files deleted: an open engine goes on. */
   CHECK(rename(folder, aside) == 0);
-  for (i = 0; i < 3; i++) {
+  for (i = 0; i < FILES; i++) {
     snprintf(from, sizeof from, "%s/%s", aside, names[i]);
     snprintf(items, sizeof items, "%s/%s", scratch, names[i]);
     CHECK(copy_file(from, items, -1));
@@ -386,7 +471,7 @@ static void replaced(const char *scratch) {
 
   /* Cut short in place: a copy does not notice, a new one is refused. */
   CHECK(tercet_close(&copied) == TERCET_STATUS_OK);
-  for (i = 0; i < 3; i++) {
+  for (i = 0; i < FILES; i++) {
     snprintf(from, sizeof from, "%s/%s", scratch, names[i]);
     snprintf(to, sizeof to, "%s/%s", aside, names[i]);
     CHECK(copy_file(from, to, -1));
@@ -467,6 +552,7 @@ int main(int argc, char **argv) {
   null_arguments();
   stale_handles();
   bad_text();
+  new_items();
   sizes();
   listeners();
   threads();

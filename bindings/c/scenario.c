@@ -75,6 +75,16 @@ static int32_t count_changes(void *user_data, int64_t revision) {
   return 0;
 }
 
+/* Cuts at the next separator and moves on; NULL at the end. */
+static char *part(char **at, char separator) {
+  char *start = *at, *end;
+  if (start == NULL) return NULL;
+  end = strchr(start, separator);
+  if (end != NULL) *end++ = '\0';
+  *at = end;
+  return start;
+}
+
 static int32_t fail_changes(void *user_data, int64_t revision) {
   (void)user_data;
   (void)revision;
@@ -90,12 +100,19 @@ static tercet_status list(tercet_results *results) {
     if (status != TERCET_STATUS_OK) return status;
     for (i = 0; i < written; i++) {
       tercet_because because[8];
+      tercet_modality_share shares[8];
       answer("%s\t%08x", items[i].item, bits(items[i].score));
       if (strlen(items[i].item) != items[i].item_length) append(" wrong length");
       status = tercet_results_because(results, first + i, because, sizeof *because, 8, &reasons);
       if (status != TERCET_STATUS_OK) return status;
       if (reasons != items[i].because_count) append(" wrong number of reasons");
-      for (j = 0; j < reasons; j++) append("\t%s\t%08x", because[j].item, bits(because[j].share));
+      for (j = 0; j < reasons; j++)
+        append("\t%s\t%08x\t%08x", because[j].item, bits(because[j].share),
+               bits(because[j].contribution));
+      status = tercet_results_modalities(results, first + i, shares, sizeof *shares, 8, &reasons);
+      if (status != TERCET_STATUS_OK) return status;
+      if (reasons != items[i].modality_count) append(" wrong number of modalities");
+      for (j = 0; j < reasons; j++) append("\t~%s\t%08x", shares[j].name, bits(shares[j].share));
     }
     first += written;
   } while (written > 0);
@@ -160,8 +177,66 @@ static tercet_status history(void) {
   return status;
 }
 
+static tercet_status add(char **words, int count) {
+  tercet_new_item item;
+  tercet_feature features[8];
+  tercet_attribute attributes[8];
+  static float values[8][64];
+  static const char *texts[8][64];
+  tercet_added outcome;
+  tercet_status status;
+  int i;
+  memset(&item, 0, sizeof item);
+  item.size = sizeof item;
+  item.item = words[1];
+  item.features = features;
+  item.attributes = attributes;
+  for (i = 2; i < count; i++) {
+    char *at = words[i], *name = part(&at, '='), *value;
+    if (*name == '@') {
+      tercet_attribute *a = &attributes[item.attribute_count];
+      a->attribute = name + 1;
+      a->values = texts[item.attribute_count++];
+      a->count = 0;
+      while ((value = part(&at, ',')) != NULL) ((const char **)a->values)[a->count++] = value;
+    } else {
+      float *to = values[item.feature_count];
+      tercet_feature *f = &features[item.feature_count++];
+      f->modality = name;
+      f->values = to;
+      f->count = 0;
+      while ((value = part(&at, ',')) != NULL) to[f->count++] = strtof(value, NULL);
+    }
+  }
+  status = tercet_add_item(engine, &item, &outcome);
+  if (status == TERCET_STATUS_OK)
+    answer("%s\theard\t%d",
+           outcome == TERCET_ADDED_RANKED     ? "ranked"
+           : outcome == TERCET_ADDED_REPLACED ? "replaced"
+                                              : "in the bundle",
+           (int)heard);
+  return status;
+}
+
+static tercet_status added(void) {
+  tercet_info numbers = {0};
+  size_t i;
+  tercet_status status;
+  numbers.size = sizeof numbers;
+  status = tercet_get_info(engine, &numbers);
+  for (i = 0; status == TERCET_STATUS_OK && i < numbers.added; i++) {
+    char item[64];
+    int32_t ranked;
+    status = tercet_added_item(engine, i, item, sizeof item, NULL, &ranked);
+    if (status == TERCET_STATUS_OK) answer("%s\t%s", item, ranked == 1 ? "ranked" : "kept");
+  }
+  return status;
+}
+
 static tercet_status recommend(char **words, int count) {
   tercet_query query;
+  tercet_cap caps[8];
+  tercet_freshness freshness[8];
   const char *exclude[WORDS];
   tercet_results *results = NULL;
   tercet_status status;
@@ -169,6 +244,9 @@ static tercet_status recommend(char **words, int count) {
   memset(&query, 0, sizeof query);
   query.size = sizeof query;
   query.exclude = exclude;
+  query.caps = caps;
+  query.freshness = freshness;
+  memset(caps, 0, sizeof caps);
   for (i = 1; i < count; i++) {
     char *value = strchr(words[i], '=');
     if (value != NULL) *value++ = '\0';
@@ -178,7 +256,25 @@ static tercet_status recommend(char **words, int count) {
     else if (strcmp(words[i], "pool") == 0) query.pool = strtoul(value, NULL, 10);
     else if (strcmp(words[i], "include_seen") == 0) query.include_seen = 1;
     else if (strcmp(words[i], "explain") == 0) query.explain = 1;
-    else if (strcmp(words[i], "exclude") == 0) {
+    else if (strcmp(words[i], "dpp") == 0) query.dpp = 1;
+    else if (strcmp(words[i], "popularity") == 0) query.popularity = strtof(value, NULL);
+    else if (strcmp(words[i], "explore") == 0) query.explore = strtof(value, NULL);
+    else if (strcmp(words[i], "seed") == 0) query.seed = strtoul(value, NULL, 10);
+    else if (strcmp(words[i], "probes") == 0) query.probes = (int32_t)strtol(value, NULL, 10);
+    else if (strcmp(words[i], "cap") == 0) {
+      caps[query.cap_count].attribute = part(&value, ':');
+      caps[query.cap_count++].items = strtoul(value, NULL, 10);
+    } else if (strcmp(words[i], "calibrate") == 0) {
+      caps[query.cap_count].attribute = part(&value, ':');
+      caps[query.cap_count].calibrated = 1;
+      caps[query.cap_count++].slack = strtof(value, NULL);
+    } else if (strcmp(words[i], "freshness") == 0) {
+      tercet_freshness *f = &freshness[query.freshness_count++];
+      f->attribute = part(&value, ':');
+      f->now = strtod(part(&value, ':'), NULL);
+      f->half_life = strtod(part(&value, ':'), NULL);
+      f->weight = strtof(value, NULL);
+    } else if (strcmp(words[i], "exclude") == 0) {
       char *item;
       for (item = strtok(value, ","); item != NULL; item = strtok(NULL, ","))
         exclude[query.exclude_count++] = item;
@@ -267,6 +363,15 @@ static tercet_status run(char **words, int count, const char *fixtures, const ch
     return status;
   }
   if (strcmp(verb, "history") == 0) return history();
+  if (strcmp(verb, "add") == 0) return add(words, count);
+  if (strcmp(verb, "added") == 0) return added();
+  if (strcmp(verb, "remove") == 0) {
+    int32_t removed = -1;
+    status = tercet_remove_item(engine, words[1], &removed);
+    if (status == TERCET_STATUS_OK)
+      answer("%s\theard\t%d", removed == 1 ? "removed" : "not there", (int)heard);
+    return status;
+  }
   if (strcmp(verb, "recommend") == 0) return recommend(words, count);
   if (strcmp(verb, "rank") == 0) return rank(words, count);
   if (strcmp(verb, "similar") == 0) {

@@ -62,6 +62,33 @@ int main(int argc, char **argv) {
   engine.erase(snapshot);
   CHECK(!std::ifstream(snapshot));
 
+  // Items that the bundle does not hold, and the other wishes of a query.
+  tercet::NewItem fresh;
+  fresh.item = "fresh";
+  fresh.features = {{"text", std::vector<float>(8, 0.5f)}, {"image", {1, 2, 3, 4}}};
+  fresh.attributes = {{"category", {"food"}}, {"tags", {"new", "today"}}};
+  CHECK(engine.add(fresh) == TERCET_ADDED_RANKED && engine.add(fresh) == TERCET_ADDED_REPLACED);
+  CHECK(engine.added().size() == 1 && engine.added()[0].item == "fresh" && engine.added()[0].ranked);
+  tercet::Query wishes;
+  wishes.k = 100;
+  wishes.filter = "tags = today";
+  CHECK(engine.recommend(wishes).size() == 1 && engine.recommend(wishes)[0].item == "fresh");
+  wishes.filter.reset();
+  wishes.caps = {{"category", 2}};
+  wishes.freshness = {{"price", 20, 4, 1}};
+  wishes.popularity = 0.5f;
+  wishes.explore = 1;
+  wishes.seed = 7;
+  CHECK(engine.recommend(wishes).size() == 8);
+  wishes.caps.clear();
+  wishes.calibrations = {{"category", 1}};
+  wishes.diversity = 0.5f;
+  wishes.dpp = true;
+  wishes.explain = true;
+  auto wished = engine.recommend(wishes);
+  CHECK(wished.size() == 61 && wished[0].modalities.size() == 2);
+  CHECK(engine.remove("fresh") && !engine.remove("fresh") && engine.added().empty());
+
   // A listener's own exception arrives as it is; the change stands.
   std::int64_t heard = 0;
   engine.set_listener([&](std::int64_t) { heard++; });

@@ -47,6 +47,27 @@ struct Options {
   std::int32_t max_history = 0;
 };
 
+/// At most so many items per value of an attribute.
+struct Cap {
+  std::string attribute;
+  std::size_t items;
+};
+
+/// A value gets its share of the user's history plus the slack, times k, rounded up.
+struct Calibration {
+  std::string attribute;
+  float slack;
+};
+
+/// What new items gain: the weight, in standard deviations of the user's scores, halved per
+/// half-life of age.
+struct Freshness {
+  std::string attribute;
+  double now;
+  double half_life;
+  float weight;
+};
+
 struct Query {
   std::size_t k = 10;
   std::optional<std::string> filter;
@@ -55,10 +76,25 @@ struct Query {
   std::size_t pool = 0;
   bool include_seen = false;
   bool explain = false;
+  /// Diversity by a determinantal point process.
+  bool dpp = false;
+  std::vector<Cap> caps;
+  std::vector<Calibration> calibrations;
+  float popularity = 0;
+  std::vector<Freshness> freshness;
+  float explore = 0;
+  std::uint64_t seed = 0;
+  std::int32_t probes = 0;
 };
 
 struct Because {
   std::string item;
+  float share;
+  float contribution;
+};
+
+struct ModalityShare {
+  std::string name;
   float share;
 };
 
@@ -66,6 +102,22 @@ struct Recommendation {
   std::string item;
   float score;
   std::vector<Because> because;
+  std::vector<ModalityShare> modalities;
+};
+
+/// An item that the bundle does not hold.
+struct NewItem {
+  std::string item;
+  /// Values by modality, at least one.
+  std::vector<std::pair<std::string, std::vector<float>>> features;
+  /// Values by attribute.
+  std::vector<std::pair<std::string, std::vector<std::string>>> attributes;
+};
+
+struct AddedItem {
+  std::string item;
+  /// Not so for an item of a file that this bundle cannot place.
+  bool ranked;
 };
 
 struct Ranking {
@@ -132,9 +184,68 @@ class Engine {
     c.diversity = query.diversity;
     c.include_seen = query.include_seen;
     c.explain = query.explain;
+    c.dpp = query.dpp;
+    c.popularity = query.popularity;
+    c.explore = query.explore;
+    c.seed = query.seed;
+    c.probes = query.probes;
+    std::vector<tercet_cap> caps;
+    for (const auto &cap : query.caps) caps.push_back({cap.attribute.c_str(), cap.items, 0, 0});
+    for (const auto &cap : query.calibrations)
+      caps.push_back({cap.attribute.c_str(), 0, cap.slack, 1});
+    c.caps = caps.data();
+    c.cap_count = caps.size();
+    std::vector<tercet_freshness> freshness;
+    for (const auto &f : query.freshness)
+      freshness.push_back({f.attribute.c_str(), f.now, f.half_life, f.weight});
+    c.freshness = freshness.data();
+    c.freshness_count = freshness.size();
     Results results;
     detail::check(tercet_recommend(get(), &c, &results.handle));
     return read(results);
+  }
+
+  tercet_added add(const NewItem &item) {
+    std::vector<tercet_feature> features;
+    for (const auto &f : item.features)
+      features.push_back({f.first.c_str(), f.second.data(), f.second.size()});
+    std::vector<std::vector<const char *>> texts;
+    std::vector<tercet_attribute> attributes;
+    // Moving a vector keeps its buffer, so the pointers stay.
+    for (const auto &a : item.attributes) {
+      std::vector<const char *> values;
+      for (const auto &value : a.second) values.push_back(value.c_str());
+      texts.push_back(std::move(values));
+      attributes.push_back({a.first.c_str(), texts.back().data(), texts.back().size()});
+    }
+    tercet_new_item c = {};
+    c.size = sizeof c;
+    c.item = item.item.c_str();
+    c.features = features.data();
+    c.feature_count = features.size();
+    c.attributes = attributes.data();
+    c.attribute_count = attributes.size();
+    tercet_added outcome = TERCET_ADDED_RANKED;
+    rethrow(tercet_add_item(get(), &c, &outcome));
+    return outcome;
+  }
+
+  /// Returns whether there was one.
+  bool remove(const std::string &item) {
+    std::int32_t removed = 0;
+    rethrow(tercet_remove_item(get(), item.c_str(), &removed));
+    return removed == 1;
+  }
+
+  std::vector<AddedItem> added() const {
+    std::vector<AddedItem> items;
+    for (std::size_t i = 0, n = info().added; i < n; i++) {
+      char key[1025];
+      std::int32_t ranked = 0;
+      detail::check(tercet_added_item(get(), i, key, sizeof key, nullptr, &ranked));
+      items.push_back({key, ranked == 1});
+    }
+    return items;
   }
 
   Ranking rank(const std::vector<std::string> &candidates) const {
@@ -259,15 +370,25 @@ class Engine {
     std::vector<Recommendation> list;
     list.reserve(written);
     std::vector<tercet_because> because;
+    std::vector<tercet_modality_share> shares;
     for (std::size_t i = 0; i < written; i++) {
-      Recommendation r{{items[i].item, items[i].item_length}, items[i].score, {}};
+      Recommendation r{{items[i].item, items[i].item_length}, items[i].score, {}, {}};
+      if (items[i].modality_count > 0) {
+        shares.resize(items[i].modality_count);
+        std::size_t n = 0;
+        detail::check(tercet_results_modalities(results.handle, i, shares.data(),
+                                                sizeof(tercet_modality_share), shares.size(), &n));
+        for (std::size_t j = 0; j < n; j++) r.modalities.push_back({shares[j].name, shares[j].share});
+      }
       if (items[i].because_count > 0) {
         because.resize(items[i].because_count);
         std::size_t n = 0;
         detail::check(tercet_results_because(results.handle, i, because.data(),
                                              sizeof(tercet_because), because.size(), &n));
         for (std::size_t j = 0; j < n; j++)
-          r.because.push_back({{because[j].item, because[j].item_length}, because[j].share});
+          r.because.push_back({{because[j].item, because[j].item_length},
+                               because[j].share,
+                               because[j].contribution});
       }
       list.push_back(std::move(r));
     }

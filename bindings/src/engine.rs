@@ -10,7 +10,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use tercet::{Bundle, LoadMode, OpenOptions, Recorded, Session, SessionOptions};
 
 use crate::error::{HostError, Result};
-use crate::types::{Event, Info, Options, Probe, Query, Ranking, Recommendation, count};
+use crate::types::{
+    Added, AddedItem, Event, Info, NewItem, Options, Probe, Query, Ranking, Recommendation, count,
+};
 
 /// Is told when a user's history has changed; gets the number of the change.
 pub type Listener = dyn Fn(i64) -> Result<()> + Send + Sync;
@@ -170,6 +172,7 @@ impl Engine {
                 window: i32::try_from(m.window).unwrap_or(i32::MAX),
                 behaviors: m.behaviors.clone(),
                 attributes: bundle.table().attributes().map(String::from).collect(),
+                modalities: m.modalities.iter().map(|m| m.name.clone()).collect(),
                 personal: bundle.has_user_tower(),
                 card: m.card.to_string(),
             })
@@ -191,6 +194,7 @@ impl Engine {
             "window": m.window,
             "behaviors": m.behaviors,
             "attributes": attributes,
+            "modalities": m.modalities,
             "card": m.card,
         })
         .to_string())
@@ -230,6 +234,32 @@ impl Engine {
                 timestamp: e.timestamp,
             });
             Ok(events.collect())
+        })
+    }
+
+    /// Adds an item that the bundle does not hold.
+    pub fn add_item(&self, item: NewItem) -> Result<Added> {
+        let item = tercet::NewItem::from(item);
+        Ok(match self.change(|s| s.add_item(item))? {
+            tercet::Added::Replaced => Added::Replaced,
+            tercet::Added::InBundle => Added::InBundle,
+            _ => Added::Ranked,
+        })
+    }
+
+    /// Takes an added item away; returns whether there was one.
+    pub fn remove_item(&self, item: &str) -> Result<bool> {
+        self.change(|s| s.remove_item(item))
+    }
+
+    /// The added items, in the order in which they came.
+    pub fn added_items(&self) -> Result<Vec<AddedItem>> {
+        self.with(|s| {
+            let items = s.added_items().map(|(item, ranked)| AddedItem {
+                item: item.to_string(),
+                ranked,
+            });
+            Ok(items.collect())
         })
     }
 

@@ -8,7 +8,9 @@ use std::sync::Arc;
 
 use crate::engine::Engine;
 use crate::error::{HostError, Kind, Result as HostResult};
-use crate::types::{Event, Info, Options, Probe, Query, Ranking, Recommendation};
+use crate::types::{
+    Added, AddedItem, Event, Info, NewItem, Options, Probe, Query, Ranking, Recommendation,
+};
 
 macro_rules! errors {
     ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
@@ -138,6 +140,22 @@ impl TercetEngine {
         Ok(self.0.history()?)
     }
 
+    /// Adds an item that the bundle does not hold: the bundle's fusion tower makes its vector, and
+    /// it is ranked with the others from then on. It is part of what `save` writes.
+    pub fn add_item(&self, item: NewItem) -> Result<Added> {
+        Ok(self.0.add_item(item)?)
+    }
+
+    /// Takes an added item away; returns whether there was one.
+    pub fn remove_item(&self, item: String) -> Result<bool> {
+        Ok(self.0.remove_item(&item)?)
+    }
+
+    /// The added items, in the order in which they came.
+    pub fn added_items(&self) -> Result<Vec<AddedItem>> {
+        Ok(self.0.added_items()?)
+    }
+
     /// The best items for this user.
     pub fn recommend(&self, query: Query) -> Result<Vec<Recommendation>> {
         Ok(self.0.recommend(query)?)
@@ -159,12 +177,12 @@ impl TercetEngine {
         Ok(vector.iter().flat_map(|x| x.to_le_bytes()).collect())
     }
 
-    /// Writes the history to a file.
+    /// Writes history and added items to a file.
     pub fn save(&self, path: String) -> Result<()> {
         Ok(self.0.save(&path)?)
     }
 
-    /// Replaces the history by that of a file; on an error it stays as it was.
+    /// Replaces history and added items by those of a file; on an error they stay as they were.
     pub fn restore(&self, path: String) -> Result<()> {
         Ok(self.0.restore(&path)?)
     }

@@ -10,7 +10,8 @@ fn generated() -> String {
     let mut text = Vec::new();
     cbindgen::Builder::new()
         .with_config(config)
-        .with_src(root.join("src/c_abi.rs"))
+        .with_src(root.join("src/c_abi/layout.rs"))
+        .with_src(root.join("src/c_abi/mod.rs"))
         .generate()
         .unwrap()
         .write(&mut text);

@@ -141,6 +141,14 @@ impl Session {
         &self.bundle
     }
 
+    /// Key of an item of the bundle or an added one, by the row of a result.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if there is no such row, [`Error::CorruptTensor`].
+    pub fn item_key(&self, row: Row) -> Result<&str> {
+        self.table.key(row)
+    }
+
     /// The events so far.
     pub fn history(&self) -> &History {
         &self.history

@@ -8,9 +8,13 @@ use numpy::{PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1, PyReadonlyArra
 use pyo3::create_exception;
 use pyo3::exceptions::PyException;
 use pyo3::prelude::*;
+use pyo3::types::PyDict;
 use tercet::{Row, Selection};
 use tercet_ffi::engine::Listener;
-use tercet_ffi::types::{self, Event, Options, Query};
+use tercet_ffi::types::{
+    self, Added, AttributeValues, Calibration, Cap, DiversityMethod, Event, Feature, Freshness,
+    NewItem, Options, Query,
+};
 use tercet_ffi::{Engine, HostError, Kind};
 
 create_exception!(
@@ -65,12 +69,13 @@ fn away<T: Send>(py: Python<'_>, f: impl FnOnce() -> Result<T> + Send) -> PyResu
     py.detach(f).map_err(|e| raise(py, e))
 }
 
-/// An item of the history that is similar to a recommended one.
+/// An item of the history that carries a part of a recommended one's score.
 #[pyclass(frozen, eq, get_all, module = "tercet")]
 #[derive(Clone, PartialEq)]
 struct Because {
     item: String,
     share: f32,
+    contribution: f32,
 }
 
 #[pymethods]
@@ -87,6 +92,8 @@ struct Recommendation {
     item: String,
     score: f32,
     because: Vec<Because>,
+    /// (name, share), most first.
+    modalities: Vec<(String, f32)>,
 }
 
 #[pymethods]
@@ -107,12 +114,18 @@ fn converted(best: Vec<types::Recommendation>) -> Vec<Recommendation> {
         .map(|r| Recommendation {
             item: r.item,
             score: r.score,
+            modalities: r
+                .modalities
+                .into_iter()
+                .map(|m| (m.name, m.share))
+                .collect(),
             because: r
                 .because
                 .into_iter()
                 .map(|b| Because {
                     item: b.item,
                     share: b.share,
+                    contribution: b.contribution,
                 })
                 .collect(),
         })
@@ -419,9 +432,55 @@ impl Session {
         self.change(py, |engine| engine.record(event))
     }
 
+    /// Adds an item that the bundle does not hold: features by modality, values by attribute.
+    /// Returns "ranked", "replaced" or "in the bundle".
+    #[pyo3(signature = (item, features, attributes = None))]
+    fn add_item(
+        &self,
+        py: Python<'_>,
+        item: String,
+        features: &Bound<'_, PyDict>,
+        attributes: Option<&Bound<'_, PyDict>>,
+    ) -> PyResult<&'static str> {
+        let mut new = NewItem {
+            item,
+            features: Vec::new(),
+            attributes: Vec::new(),
+        };
+        for (modality, values) in features.iter() {
+            new.features.push(Feature {
+                modality: modality.extract()?,
+                values: values.extract()?,
+            });
+        }
+        for (attribute, values) in attributes.into_iter().flat_map(|a| a.iter()) {
+            new.attributes.push(AttributeValues {
+                attribute: attribute.extract()?,
+                values: values.extract()?,
+            });
+        }
+        Ok(match self.change(py, |engine| engine.add_item(new))? {
+            Added::Ranked => "ranked",
+            Added::Replaced => "replaced",
+            Added::InBundle => "in the bundle",
+        })
+    }
+
+    /// Takes an added item away; returns whether there was one.
+    fn remove_item(&self, py: Python<'_>, item: &str) -> PyResult<bool> {
+        self.change(py, |engine| engine.remove_item(item))
+    }
+
+    /// The added items: (item, whether it is ranked).
+    fn added_items(&self, py: Python<'_>) -> PyResult<Vec<(String, bool)>> {
+        let items = away(py, || self.engine.added_items())?.into_iter();
+        Ok(items.map(|i| (i.item, i.ranked)).collect())
+    }
+
     /// The best items for this user.
-    #[pyo3(signature = (k, *, filter = None, diversity = 0.0, pool = 0, exclude = Vec::new(),
-        include_seen = false, explain = false))]
+    #[pyo3(signature = (k, *, filter = None, diversity = 0.0, method = "mmr", pool = 0, caps = None,
+        calibrate = None, popularity = 0.0, freshness = Vec::new(), explore = 0.0, seed = 0,
+        probes = 0, exclude = Vec::new(), include_seen = false, explain = false))]
     #[allow(clippy::too_many_arguments)]
     fn recommend(
         &self,
@@ -429,12 +488,57 @@ impl Session {
         k: i32,
         filter: Option<String>,
         diversity: f32,
+        method: &str,
         pool: i32,
+        caps: Option<&Bound<'_, PyDict>>,
+        calibrate: Option<&Bound<'_, PyDict>>,
+        popularity: f32,
+        freshness: Vec<(String, f64, f64, f32)>,
+        explore: f32,
+        seed: i64,
+        probes: i32,
         exclude: Vec<String>,
         include_seen: bool,
         explain: bool,
     ) -> PyResult<Vec<Recommendation>> {
+        let method = match method {
+            "mmr" => DiversityMethod::Mmr,
+            "dpp" => DiversityMethod::Dpp,
+            other => {
+                let reason = format!("method is {other:?}, accepted are \"mmr\" and \"dpp\"");
+                return Err(raise(py, HostError::argument(reason)));
+            }
+        };
+        let mut limits = Vec::new();
+        for (attribute, items) in caps.into_iter().flat_map(|c| c.iter()) {
+            limits.push(Cap {
+                attribute: attribute.extract()?,
+                items: items.extract()?,
+            });
+        }
+        let mut calibrations = Vec::new();
+        for (attribute, slack) in calibrate.into_iter().flat_map(|c| c.iter()) {
+            calibrations.push(Calibration {
+                attribute: attribute.extract()?,
+                slack: slack.extract()?,
+            });
+        }
+        let freshness = freshness.into_iter();
+        let freshness = freshness.map(|(attribute, now, half_life, weight)| Freshness {
+            attribute,
+            now,
+            half_life,
+            weight,
+        });
         let query = Query {
+            method: Some(method),
+            caps: limits,
+            calibrations,
+            popularity,
+            freshness: freshness.collect(),
+            explore,
+            seed,
+            probes,
             filter,
             diversity,
             pool,
@@ -474,13 +578,13 @@ impl Session {
         Ok(events.map(|e| (e.item, e.behavior, e.timestamp)).collect())
     }
 
-    /// Writes the history to a file.
+    /// Writes history and added items to a file.
     fn save(&self, py: Python<'_>, path: std::path::PathBuf) -> PyResult<()> {
         let path = unicode(py, &path)?;
         away(py, || self.engine.save(path))
     }
 
-    /// Replaces the history by that of a file.
+    /// Replaces history and added items by those of a file.
     fn restore(&self, py: Python<'_>, path: std::path::PathBuf) -> PyResult<()> {
         let path = unicode(py, &path)?;
         self.change(py, |engine| engine.restore(path))

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import struct
-import subprocess
-import sys
 from pathlib import Path
 
 import tercet
@@ -23,7 +20,9 @@ def lines(best: list[tercet.Recommendation]) -> list[str]:
     for r in best:
         words = [r.item, bits(r.score)]
         for b in r.because:
-            words += [b.item, bits(b.share)]
+            words += [b.item, bits(b.share), bits(b.contribution)]
+        for name, share in r.modalities:
+            words += [f"~{name}", bits(share)]
         out.append("\t".join(words))
     return out
 
@@ -75,13 +74,40 @@ class Host:
             return [f"{'known' if known else 'unknown'}\theard\t{self.heard}"]
         elif verb == "history":
             return [item for item, _, _ in self.session.history()]
+        elif verb == "add":
+            features: dict[str, list[float]] = {}
+            attributes: dict[str, list[str]] = {}
+            for part in arguments[1:]:
+                name, _, values = part.partition("=")
+                if name.startswith("@"):
+                    attributes[name[1:]] = values.split(",")
+                else:
+                    features[name] = [float(x) for x in values.split(",")]
+            outcome = self.session.add_item(arguments[0], features, attributes)
+            return [f"{outcome}\theard\t{self.heard}"]
+        elif verb == "remove":
+            there = self.session.remove_item(arguments[0])
+            return [f"{'removed' if there else 'not there'}\theard\t{self.heard}"]
+        elif verb == "added":
+            items = self.session.added_items()
+            return [f"{item}\t{'ranked' if ranked else 'kept'}" for item, ranked in items]
         elif verb == "recommend":
             settings: dict[str, object] = {}
+            read = {"k": int, "filter": str, "diversity": float, "pool": int}
+            read |= {"popularity": float, "explore": float, "seed": int, "probes": int}
             for setting in arguments:
                 name, _, value = setting.partition("=")
-                read = {"k": int, "filter": str, "diversity": float, "pool": int}
+                parts = value.split(":")
                 if name == "exclude":
                     settings[name] = value.split(",")
+                elif name == "dpp":
+                    settings["method"] = "dpp"
+                elif name == "cap":
+                    settings["caps"] = {parts[0]: int(parts[1])}
+                elif name == "calibrate":
+                    settings[name] = {parts[0]: float(parts[1])}
+                elif name == "freshness":
+                    settings[name] = [(parts[0], *map(float, parts[1:]))]
                 elif name in read:
                     settings[name] = read[name](value)
                 else:
@@ -139,23 +165,5 @@ def play(text: str, fixtures: Path, scratch: Path) -> None:
     assert len(steps) > 50
 
 
-def test_with_the_scalar_kernel(fixtures: Path) -> None:
-    """The committed answers, which hold on every CPU. A kernel is chosen once per process."""
-    program = (
-        "import sys, tempfile; from pathlib import Path; import test_scenario as t; "
-        "t.play(t.SCENARIO.read_text(encoding='utf-8'), Path(sys.argv[1]), Path(tempfile.mkdtemp()))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program, str(fixtures)],
-        cwd=Path(__file__).parent,
-        env={**os.environ, "TERCET_KERNEL": "scalar"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-
-
-def test_with_the_kernel_of_this_machine(fixtures: Path, tmp_path: Path) -> None:
-    """The answers that Rust gave on this machine."""
-    answers = fixtures / "answers.tsv"
-    play(answers.read_text(encoding="utf-8"), fixtures, tmp_path)
+def test_the_scenario(fixtures: Path, tmp_path: Path) -> None:
+    play(SCENARIO.read_text(encoding="utf-8"), fixtures, tmp_path)

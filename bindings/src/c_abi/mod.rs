@@ -1,631 +1,28 @@
 //! The functions of `include/tercet.h`. The documentation here becomes the header's.
 //!
-//! Handles are not pointers: what C holds is a slot number and a generation, looked up in a
-//! table. A handle that was closed, closed twice, or never existed is found out and answered
-//! with a status; nothing is ever dereferenced because a host says so. Each lookup costs one
-//! uncontended lock.
-//!
-//! Everything else that crosses is checked for null, UTF-8 and size. What C cannot promise and
-//! we cannot check is stated under `# Safety`: that a non-null pointer points to as many bytes as
-//! the header says.
+//! What C cannot promise and we cannot check is stated under `# Safety` in the parts: that a
+//! non-null pointer points to as many bytes as the header says.
 
 #![allow(clippy::missing_safety_doc)] // One statement for all, above; the header is the manual.
 
+mod arguments;
+mod handles;
+mod layout;
+mod results;
+
 use std::ffi::{CStr, c_char, c_void};
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 
 use crate::engine::{Engine, Listener};
 use crate::error::{HostError, Kind};
-use crate::types::{Event, Options};
-
-/// Grows with every addition to this interface. A library never loses anything that an earlier
-/// number promised; compare with tercet_abi_version().
-pub const TERCET_ABI_VERSION: u32 = 1;
-
-/// Time of an event of which no time is known.
-pub const TERCET_NO_TIME: i64 = i64::MIN;
-
-/// What became of a call: TERCET_STATUS_OK or what can be done about it.
-///
-/// Numbers never change their meaning. Treat one that this header does not know like
-/// TERCET_STATUS_INTERNAL.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(C)]
-pub enum TercetStatus {
-    /// Done.
-    Ok = 0,
-    /// The handle was closed or freed, or never was one. Open again.
-    Closed = 1,
-    /// The caller's mistake: tercet_last_error() says which argument and what is accepted.
-    InvalidArgument = 2,
-    /// The item is not in the bundle. Leave it out.
-    UnknownItem = 3,
-    /// The bundle folder or the snapshot file does not exist. Fetch it, or start without.
-    NotFound = 4,
-    /// The bundle needs another version of this library. Update, or fetch an older bundle.
-    IncompatibleBundle = 5,
-    /// The bundle is damaged or incomplete. Delete it and fetch it again.
-    CorruptBundle = 6,
-    /// The saved history is damaged or of a newer version. Delete it and start without.
-    CorruptSnapshot = 7,
-    /// This bundle, or this build of the library, lacks what the call needs.
-    Unsupported = 8,
-    /// The call did its work; the listener failed afterwards.
-    Listener = 9,
-    /// The system refused a file operation. Free space, check permissions, try again.
-    Io = 10,
-    /// A fault of the library. Close the engine, open it again, report it.
-    Internal = 11,
-    /// The buffer is too small; the needed size has been stored. Call again with a larger one.
-    BufferTooSmall = 12,
-}
-
-impl From<Kind> for TercetStatus {
-    fn from(kind: Kind) -> Self {
-        match kind {
-            Kind::Closed => TercetStatus::Closed,
-            Kind::InvalidArgument => TercetStatus::InvalidArgument,
-            Kind::UnknownItem => TercetStatus::UnknownItem,
-            Kind::NotFound => TercetStatus::NotFound,
-            Kind::IncompatibleBundle => TercetStatus::IncompatibleBundle,
-            Kind::CorruptBundle => TercetStatus::CorruptBundle,
-            Kind::CorruptSnapshot => TercetStatus::CorruptSnapshot,
-            Kind::Unsupported => TercetStatus::Unsupported,
-            Kind::Listener => TercetStatus::Listener,
-            Kind::Io => TercetStatus::Io,
-            Kind::Internal => TercetStatus::Internal,
-        }
-    }
-}
-
-/// A bundle and the session of one user. Opaque; compare with NULL only.
-#[derive(Debug)]
-pub struct TercetEngine {
-    _private: (),
-}
-
-/// A list of items that the caller owns. Opaque; compare with NULL only.
-#[derive(Debug)]
-pub struct TercetResults {
-    _private: (),
-}
-
-/// How to open a bundle. Set everything to zero, then `size` to sizeof(tercet_options), then
-/// what should differ from the default.
-#[derive(Clone, Copy)]
-#[repr(C)]
-pub struct TercetOptions {
-    /// sizeof(tercet_options); lets the structure grow.
-    pub size: usize,
-    /// Most events kept, 1 to 4096; 0 is the default of 512.
-    pub max_history: i32,
-    /// Not 0: copy the item table to memory instead of mapping it. A mapped file that is cut
-    /// short in place ends the process; a copied one cannot. Costs the table's size in memory.
-    pub copy: u8,
-    /// Not 0: hash every file and check every row first. For once after a download.
-    pub verify: u8,
-}
-
-/// A request for recommendations. Set everything to zero, then `size` to sizeof(tercet_query),
-/// then `k`, then what should differ from the default.
-#[derive(Clone, Copy)]
-#[repr(C)]
-pub struct TercetQuery {
-    /// sizeof(tercet_query); lets the structure grow.
-    pub size: usize,
-    /// How many items, 1 or more. More than there are is not an error.
-    pub k: usize,
-    /// Which items qualify, as "category not in (adult) and price <= 20"; NULL for all.
-    pub filter: *const c_char,
-    /// Items to leave out; unknown ones are ignored. NULL if there are none.
-    pub exclude: *const *const c_char,
-    /// Number of strings in `exclude`.
-    pub exclude_count: usize,
-    /// How many of the best items diversity chooses from; 0 is the default of 5 k, at least 100.
-    pub pool: usize,
-    /// How much to avoid items that are alike, 0 to 1.
-    pub diversity: f32,
-    /// Not 0: items of the history may come again.
-    pub include_seen: u8,
-    /// Not 0: fill what tercet_results_because() reads.
-    pub explain: u8,
-}
-
-/// A result in eight bytes, for hosts that keep no strings.
-#[derive(Debug, Clone, Copy, PartialEq)]
-#[repr(C)]
-pub struct TercetHit {
-    /// Position in this version of the bundle; see tercet_item_key(). Never store it.
-    pub row: u32,
-    /// Higher is better; comparable within one result only.
-    pub score: f32,
-}
-
-/// One item of a tercet_results.
-#[derive(Debug, Clone, Copy)]
-#[repr(C)]
-pub struct TercetRecommendation {
-    /// The item's key, UTF-8, ends with a zero byte. Valid until tercet_results_free().
-    pub item: *const c_char,
-    /// Length of `item` in bytes, without the zero byte.
-    pub item_length: usize,
-    /// How many entries tercet_results_because() has for this item.
-    pub because_count: usize,
-    /// Higher is better; comparable within one result only.
-    pub score: f32,
-    /// Position in this version of the bundle. Never store it.
-    pub row: u32,
-}
-
-/// An item of the history that is similar to a recommended one.
-#[derive(Debug, Clone, Copy)]
-#[repr(C)]
-pub struct TercetBecause {
-    /// The item's key, UTF-8, ends with a zero byte. Valid until tercet_results_free().
-    pub item: *const c_char,
-    /// Length of `item` in bytes, without the zero byte.
-    pub item_length: usize,
-    /// Share of all positive similarity, 0 to 1.
-    pub share: f32,
-}
-
-/// Numbers of a bundle. Set `size` to sizeof(tercet_info) before the call.
-#[derive(Debug, Clone, Copy)]
-#[repr(C)]
-pub struct TercetInfo {
-    /// sizeof(tercet_info); lets the structure grow.
-    pub size: usize,
-    /// Grows with every release of a bundle.
-    pub bundle_version: u64,
-    /// Number of items.
-    pub items: u64,
-    /// Values per vector.
-    pub dim: u32,
-    /// Events that the user tower looks at.
-    pub window: u32,
-    /// 1 if recommendations follow the history, 0 if they follow popularity.
-    pub personal: u32,
-    /// Events in the history of this engine.
-    pub events: u32,
-}
-
-/// Is told when the history has changed: by a record, restore or erase. Runs on the thread of
-/// that call, after the change, and may call the engine. Returns 0, or anything else to make
-/// that call return TERCET_STATUS_LISTENER. Must not throw or longjmp across the library.
-pub type TercetListener =
-    Option<unsafe extern "C" fn(user_data: *mut c_void, revision: i64) -> i32>;
-
-// -- handles ----------------------------------------------------------------------------------
-
-enum Object {
-    Engine(Arc<Engine>),
-    Results(Arc<Results>),
-}
-
-struct Slot {
-    generation: usize,
-    object: Option<Object>,
-}
-
-struct Slots {
-    slots: Vec<Slot>,
-    free: Vec<usize>,
-}
-
-static SLOTS: RwLock<Slots> = RwLock::new(Slots {
-    slots: Vec::new(),
-    free: Vec::new(),
-});
-
-/// A handle is `generation << HALF | slot + 1`, so it is never 0.
-const HALF: u32 = usize::BITS / 2;
-const MASK: usize = (1 << HALF) - 1;
-
-fn insert(object: Object) -> Result<usize, HostError> {
-    let mut table = SLOTS.write().unwrap_or_else(PoisonError::into_inner);
-    let index = match table.free.pop() {
-        Some(index) => index,
-        None => {
-            let index = table.slots.len();
-            if index + 1 >= MASK {
-                return Err(HostError::argument(
-                    "too many handles are open; free results and close engines",
-                ));
-            }
-            table.slots.push(Slot {
-                generation: 0,
-                object: None,
-            });
-            index
-        }
-    };
-    let slot = &mut table.slots[index];
-    slot.object = Some(object);
-    Ok(slot.generation << HALF | (index + 1))
-}
-
-fn lookup<T>(handle: usize, f: impl FnOnce(&Object) -> Option<T>) -> Result<T, HostError> {
-    if handle == 0 {
-        return Err(HostError::argument("the handle is NULL"));
-    }
-    let table = SLOTS.read().unwrap_or_else(PoisonError::into_inner);
-    (handle & MASK)
-        .checked_sub(1)
-        .and_then(|index| table.slots.get(index))
-        .filter(|slot| slot.generation == handle >> HALF)
-        .and_then(|slot| f(slot.object.as_ref()?))
-        .ok_or_else(|| {
-            HostError::new(
-                Kind::Closed,
-                "the handle was closed or freed before, or never was one",
-            )
-        })
-}
-
-fn remove(handle: usize, is_kind: impl FnOnce(&Object) -> bool) -> Result<Object, HostError> {
-    lookup(handle, |object| is_kind(object).then_some(()))?;
-    let mut table = SLOTS.write().unwrap_or_else(PoisonError::into_inner);
-    let index = (handle & MASK) - 1;
-    let slot = &mut table.slots[index];
-    // Another thread may have been faster between the two locks.
-    let current = slot.generation == handle >> HALF;
-    match slot.object.take() {
-        Some(object) if current => {
-            slot.generation = slot.generation.wrapping_add(1) & MASK;
-            table.free.push(index);
-            Ok(object)
-        }
-        other => {
-            slot.object = other;
-            Err(HostError::new(
-                Kind::Closed,
-                "the handle was closed meanwhile",
-            ))
-        }
-    }
-}
-
-fn find_engine(handle: *const TercetEngine) -> Result<Arc<Engine>, HostError> {
-    lookup(handle.addr(), |object| match object {
-        Object::Engine(engine) => Some(engine.clone()),
-        Object::Results(_) => None,
-    })
-}
-
-fn find_results(handle: *const TercetResults) -> Result<Arc<Results>, HostError> {
-    lookup(handle.addr(), |object| match object {
-        Object::Results(results) => Some(results.clone()),
-        Object::Engine(_) => None,
-    })
-}
-
-// -- results ----------------------------------------------------------------------------------
-
-/// Keys one behind the other, each with a zero byte; entries point into them.
-#[derive(Default)]
-struct Results {
-    text: Vec<u8>,
-    items: Vec<ResultItem>,
-    because: Vec<ResultBecause>,
-    unknown: Vec<usize>,
-}
-
-struct ResultItem {
-    at: usize,
-    length: usize,
-    because: std::ops::Range<usize>,
-    score: f32,
-    row: u32,
-}
-
-struct ResultBecause {
-    at: usize,
-    length: usize,
-    share: f32,
-}
-
-impl Results {
-    fn key(&mut self, key: &str) -> usize {
-        let at = self.text.len();
-        self.text.extend_from_slice(key.as_bytes());
-        self.text.push(0);
-        at
-    }
-
-    fn new(best: &[tercet::Recommendation]) -> Self {
-        let mut all = Results::default();
-        all.items.reserve_exact(best.len());
-        all.text
-            .reserve(best.iter().map(|r| r.item.len() + 1).sum());
-        for r in best {
-            let at = all.key(&r.item);
-            let first = all.because.len();
-            for b in &r.because {
-                let at = all.key(&b.item);
-                all.because.push(ResultBecause {
-                    at,
-                    length: b.item.len(),
-                    share: b.share,
-                });
-            }
-            all.items.push(ResultItem {
-                at,
-                length: r.item.len(),
-                because: first..all.because.len(),
-                score: r.score,
-                row: r.row,
-            });
-        }
-        all
-    }
-
-    fn text(&self, at: usize) -> *const c_char {
-        self.text[at..].as_ptr().cast()
-    }
-
-    /// Hands the list to the caller.
-    ///
-    /// # Safety
-    /// `out` points to a handle that may be written.
-    unsafe fn give(self, out: *mut *mut TercetResults) -> Result<(), Failure> {
-        let handle = insert(Object::Results(Arc::new(self)))?;
-        // SAFETY: the caller's promise; null was refused on entry.
-        unsafe { out.write(std::ptr::without_provenance_mut(handle)) };
-        Ok(())
-    }
-}
-
-// -- calls ------------------------------------------------------------------------------------
-
-enum Failure {
-    Error(HostError),
-    TooSmall { what: &'static str, needed: usize },
-}
-
-impl From<HostError> for Failure {
-    fn from(e: HostError) -> Self {
-        Failure::Error(e)
-    }
-}
-
-thread_local! {
-    static LAST_ERROR: std::cell::RefCell<Vec<u8>> = const { std::cell::RefCell::new(Vec::new()) };
-}
-
-fn remember(reason: &str) {
-    // While a thread ends its locals are gone; then there is nobody left to read the text.
-    let _ = LAST_ERROR.try_with(|last| {
-        if let Ok(mut text) = last.try_borrow_mut() {
-            text.clear();
-            text.extend(reason.bytes().filter(|b| *b != 0));
-            text.push(0);
-        }
-    });
-}
-
-/// The boundary: no panic passes, every failure leaves its text.
-fn call(f: impl FnOnce() -> Result<(), Failure>) -> TercetStatus {
-    let done = catch_unwind(AssertUnwindSafe(f))
-        .unwrap_or_else(|payload| Err(HostError::panicked(&*payload).into()));
-    match done {
-        Ok(()) => TercetStatus::Ok,
-        Err(Failure::Error(e)) => {
-            remember(&e.reason);
-            e.kind.into()
-        }
-        Err(Failure::TooSmall { what, needed }) => {
-            remember(&format!("{what} needs {needed} places"));
-            TercetStatus::BufferTooSmall
-        }
-    }
-}
-
-fn not_null<T>(name: &str, pointer: *const T) -> Result<(), HostError> {
-    if pointer.is_null() {
-        return Err(HostError::argument(format!("{name} is NULL")));
-    }
-    if !pointer.is_aligned() {
-        return Err(HostError::argument(format!("{name} is not aligned")));
-    }
-    Ok(())
-}
-
-/// # Safety
-/// `text` is null or ends with a zero byte, and does not change during `'a`.
-unsafe fn optional<'a>(name: &str, text: *const c_char) -> Result<Option<&'a str>, HostError> {
-    if text.is_null() {
-        return Ok(None);
-    }
-    // SAFETY: not null, and the caller's promise.
-    let bytes = unsafe { CStr::from_ptr(text) };
-    bytes.to_str().map(Some).map_err(|e| {
-        HostError::argument(format!(
-            "{name} is not UTF-8 from byte {} on",
-            e.valid_up_to()
-        ))
-    })
-}
-
-/// # Safety
-/// As [`optional`].
-unsafe fn text<'a>(name: &str, text: *const c_char) -> Result<&'a str, HostError> {
-    // SAFETY: handed on.
-    unsafe { optional(name, text) }?.ok_or_else(|| HostError::argument(format!("{name} is NULL")))
-}
-
-/// # Safety
-/// `strings` is null or points to `count` strings, each as for [`optional`].
-unsafe fn texts<'a>(
-    name: &str,
-    strings: *const *const c_char,
-    count: usize,
-) -> Result<Vec<&'a str>, HostError> {
-    if count == 0 {
-        return Ok(Vec::new());
-    }
-    not_null(name, strings)?;
-    // Before `count` sizes anything: no list of pointers is longer than that.
-    if count > isize::MAX as usize / size_of::<*const c_char>() {
-        return Err(HostError::argument(format!("{name} has {count} entries")));
-    }
-    // SAFETY: not null, aligned, and the caller's promise.
-    let strings = unsafe { std::slice::from_raw_parts(strings, count) };
-    strings
-        .iter()
-        // SAFETY: the caller's promise.
-        .map(|s| unsafe { text(name, *s) })
-        .collect()
-}
-
-/// Reads a structure that begins with its own size. An older host's is shorter: the rest is
-/// zero. A newer host's is longer: what this library does not know must be zero.
-///
-/// # Safety
-/// `options` is null or points to as many bytes as its first field says; `T` is `repr(C)`,
-/// begins with a `usize`, and all-zero bytes are a valid `T`.
-unsafe fn sized<T: Copy>(
-    name: &str,
-    options: *const T,
-    smallest: usize,
-) -> Result<Option<T>, HostError> {
-    if options.is_null() {
-        return Ok(None);
-    }
-    not_null(name, options)?;
-    // SAFETY: not null, aligned; every version of the structure has the size.
-    let size = unsafe { options.cast::<usize>().read() };
-    let known = size_of::<T>();
-    if size < smallest || size > 4096 {
-        return Err(HostError::argument(format!(
-            "{name}.size is {size}, set it to sizeof *{name} (here {known})"
-        )));
-    }
-    // SAFETY: `size` bytes by the caller's promise.
-    let bytes = unsafe { std::slice::from_raw_parts(options.cast::<u8>(), size) };
-    if bytes
-        .get(known..)
-        .is_some_and(|rest| rest.iter().any(|b| *b != 0))
-    {
-        return Err(HostError::argument(format!(
-            "{name} uses an option that this version of the library does not have"
-        )));
-    }
-    let mut value = std::mem::MaybeUninit::<T>::zeroed();
-    // SAFETY: both sides hold that many bytes and do not overlap; zero is a valid `T` and so is
-    // every prefix of one.
-    Ok(Some(unsafe {
-        std::ptr::copy_nonoverlapping(
-            bytes.as_ptr(),
-            value.as_mut_ptr().cast::<u8>(),
-            size.min(known),
-        );
-        value.assume_init()
-    }))
-}
-
-/// Writes `from` to the caller's buffer, or only the needed number of places.
-///
-/// # Safety
-/// `needed` is null or may be written; `to` is null or has `capacity` places.
-unsafe fn fill<T: Copy>(
-    what: &'static str,
-    from: &[T],
-    to: *mut T,
-    capacity: usize,
-    needed: *mut usize,
-) -> Result<(), Failure> {
-    if !needed.is_null() {
-        not_null("needed", needed)?;
-        // SAFETY: not null, aligned, the caller's promise.
-        unsafe { needed.write(from.len()) };
-    }
-    if from.len() > capacity {
-        return Err(Failure::TooSmall {
-            what,
-            needed: from.len(),
-        });
-    }
-    if !from.is_empty() {
-        not_null(what, to)?;
-        // SAFETY: `to` has at least as many places, by the caller's promise and the check above.
-        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to, from.len()) };
-    }
-    Ok(())
-}
-
-/// As [`fill`], with a zero byte behind.
-///
-/// # Safety
-/// As [`fill`].
-unsafe fn fill_text(
-    text: &str,
-    to: *mut c_char,
-    capacity: usize,
-    needed: *mut usize,
-) -> Result<(), Failure> {
-    let mut bytes = text.as_bytes().to_vec();
-    bytes.push(0);
-    // SAFETY: handed on.
-    unsafe { fill("buffer", &bytes, to.cast(), capacity, needed) }
-}
-
-/// Writes entries of `size` bytes each, of which this library knows `T`.
-///
-/// # Safety
-/// `to` has `capacity` places of `size` bytes; `written` may be written.
-unsafe fn fill_entries<T: Copy>(
-    entries: impl Iterator<Item = T>,
-    to: *mut T,
-    size: usize,
-    capacity: usize,
-    written: *mut usize,
-) -> Result<(), HostError> {
-    not_null("written", written)?;
-    if size < size_of::<T>() || !size.is_multiple_of(align_of::<T>()) {
-        return Err(HostError::argument(format!(
-            "entry_size is {size}, at least {} is needed",
-            size_of::<T>()
-        )));
-    }
-    let mut count = 0;
-    if capacity > 0 {
-        not_null("entries", to)?;
-        for entry in entries.take(capacity) {
-            // SAFETY: place `count` lies within `capacity` places of `size` bytes; alignment
-            // was checked for the first and holds for multiples of `size`.
-            unsafe { to.byte_add(count * size).write(entry) };
-            count += 1;
-        }
-    }
-    // SAFETY: not null, aligned, the caller's promise.
-    unsafe { written.write(count) };
-    Ok(())
-}
-
-/// # Safety
-/// `query` as for [`sized`], its strings as for [`texts`].
-unsafe fn read_query(query: *const TercetQuery) -> Result<tercet::Query, HostError> {
-    // SAFETY: handed on. Zero bytes are a query of null pointers and zeros.
-    let q = unsafe { sized("query", query, std::mem::offset_of!(TercetQuery, filter)) }?
-        .ok_or_else(|| HostError::argument("query is NULL"))?;
-    let mut query = tercet::Query::top(q.k)
-        .diversity(q.diversity)
-        .include_seen(q.include_seen != 0)
-        .explain(q.explain != 0);
-    if q.pool != 0 {
-        query = query.pool(q.pool);
-    }
-    // SAFETY: handed on.
-    if let Some(filter) = unsafe { optional("query.filter", q.filter) }? {
-        query = query.filter(tercet::Filter::parse(filter)?);
-    }
-    if q.exclude_count != 0 {
-        // SAFETY: handed on.
-        query = query.exclude(unsafe { texts("query.exclude", q.exclude, q.exclude_count) }?);
-    }
-    Ok(query)
-}
+use crate::types::{Added, Event, Options};
+use arguments::{
+    LAST_ERROR, call, fill, fill_entries, fill_text, not_null, optional, read_item, read_query,
+    sized, text, texts,
+};
+use handles::{Object, find_engine, find_results, insert, remove};
+pub use layout::*;
+use results::Results;
 
 /// TERCET_ABI_VERSION of the library, which may be higher than that of the header.
 ///
@@ -781,7 +178,7 @@ pub unsafe extern "C" fn tercet_get_info(
             .into());
         }
         let i = engine.info()?;
-        let events = engine.with(|s| Ok(s.history().len()))?;
+        let (events, added) = engine.with(|s| Ok((s.history().len(), s.added_items().len())))?;
         let number = |n: i32| u32::try_from(n).unwrap_or(0);
         let value = TercetInfo {
             size,
@@ -791,6 +188,7 @@ pub unsafe extern "C" fn tercet_get_info(
             window: number(i.window),
             personal: u32::from(i.personal),
             events: u32::try_from(events).unwrap_or(u32::MAX),
+            added: u32::try_from(added).unwrap_or(u32::MAX),
         };
         // SAFETY: `size` bytes may be written by the caller's promise, and no more than the
         // structure has are.
@@ -806,7 +204,7 @@ pub unsafe extern "C" fn tercet_get_info(
 }
 
 /// Writes what the bundle is, as one JSON object with a zero byte behind: bundle_id,
-/// bundle_version, created, expires, items, dim, window, behaviors, attributes, card.
+/// bundle_version, created, expires, items, dim, window, behaviors, attributes, modalities, card.
 ///
 /// `*needed` (may be NULL) gets the size with the zero byte; TERCET_STATUS_BUFFER_TOO_SMALL if
 /// `capacity` is less. Threads: any.
@@ -925,6 +323,95 @@ pub unsafe extern "C" fn tercet_history_item(
     })
 }
 
+/// Adds an item that the bundle does not hold: the bundle's fusion tower makes its vector, and
+/// from then on it is ranked, filtered, explained and recorded like the others. It belongs to
+/// this engine's session and to what tercet_save() writes.
+///
+/// `item` with its strings and values is read during the call only. `*outcome` (may be NULL) gets
+/// a tercet_added. Threads: any; calls on one engine's session run one after another.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn tercet_add_item(
+    engine: *mut TercetEngine,
+    item: *const TercetNewItem,
+    outcome: *mut TercetAdded,
+) -> TercetStatus {
+    call(|| {
+        let engine = find_engine(engine)?;
+        if !outcome.is_null() {
+            not_null("outcome", outcome)?;
+        }
+        // SAFETY: the caller's promise.
+        let added = engine.add_item(unsafe { read_item(item) }?)?;
+        if !outcome.is_null() {
+            let added = match added {
+                Added::Ranked => TercetAdded::Ranked,
+                Added::Replaced => TercetAdded::Replaced,
+                Added::InBundle => TercetAdded::InBundle,
+            };
+            // SAFETY: not null, aligned; may be written by the caller's promise.
+            unsafe { outcome.write(added) };
+        }
+        Ok(())
+    })
+}
+
+/// Takes an added item away. `*removed` (may be NULL) becomes 1 if there was one, else 0.
+///
+/// Threads: any; calls on one engine's session run one after another.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn tercet_remove_item(
+    engine: *mut TercetEngine,
+    item: *const c_char,
+    removed: *mut i32,
+) -> TercetStatus {
+    call(|| {
+        let engine = find_engine(engine)?;
+        if !removed.is_null() {
+            not_null("removed", removed)?;
+        }
+        // SAFETY: the caller's promise.
+        let was_there = engine.remove_item(unsafe { text("item", item) }?)?;
+        if !removed.is_null() {
+            // SAFETY: not null, aligned; may be written by the caller's promise.
+            unsafe { removed.write(i32::from(was_there)) };
+        }
+        Ok(())
+    })
+}
+
+/// Writes the key of added item number `index`, in the order in which they came, with a zero byte
+/// behind. Their number is in tercet_info. `*ranked` (may be NULL) becomes 1, or 0 for an item of
+/// a file that this bundle cannot place.
+///
+/// `*needed` (may be NULL) gets the size with the zero byte; TERCET_STATUS_BUFFER_TOO_SMALL if
+/// `capacity` is less. Threads: any; calls on one engine's session run one after another.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn tercet_added_item(
+    engine: *mut TercetEngine,
+    index: usize,
+    buffer: *mut c_char,
+    capacity: usize,
+    needed: *mut usize,
+    ranked: *mut i32,
+) -> TercetStatus {
+    call(|| {
+        let items = find_engine(engine)?.added_items()?;
+        let item = items.get(index).ok_or_else(|| {
+            HostError::argument(format!("index is {index}, there are {} items", items.len()))
+        })?;
+        if !ranked.is_null() {
+            not_null("ranked", ranked)?;
+            // SAFETY: not null, aligned; may be written by the caller's promise.
+            unsafe { ranked.write(i32::from(item.ranked)) };
+        }
+        // SAFETY: the caller's promise.
+        unsafe { fill_text(&item.item, buffer, capacity, needed) }
+    })
+}
+
 /// Stores the best items for this user in `*out`.
 ///
 /// The query and its strings are read during the call only. The caller owns the results and
@@ -985,7 +472,7 @@ pub unsafe extern "C" fn tercet_recommend_into(
 /// Writes the key of the item at `row`, with a zero byte behind.
 ///
 /// `*needed` (may be NULL) gets the size with the zero byte; TERCET_STATUS_BUFFER_TOO_SMALL if
-/// `capacity` is less. Threads: any.
+/// `capacity` is less. Threads: any; calls on one engine's session run one after another.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn tercet_item_key(
@@ -996,10 +483,9 @@ pub unsafe extern "C" fn tercet_item_key(
     needed: *mut usize,
 ) -> TercetStatus {
     call(|| {
-        let bundle = find_engine(engine)?.bundle()?;
-        let key = bundle.table().key(row).map_err(HostError::from)?;
+        let key = find_engine(engine)?.with(|s| s.item_key(row).map(String::from))?;
         // SAFETY: the caller's promise.
-        unsafe { fill_text(key, buffer, capacity, needed) }
+        unsafe { fill_text(&key, buffer, capacity, needed) }
     })
 }
 
@@ -1024,11 +510,7 @@ pub unsafe extern "C" fn tercet_rank(
         // SAFETY: the caller's promise.
         let keys = unsafe { texts("candidates", candidates, count) }?;
         let ranking = engine.with(|s| s.rank(&keys))?;
-        let mut results = Results::new(&ranking.ranked);
-        for key in &ranking.unknown {
-            let at = results.key(key);
-            results.unknown.push(at);
-        }
+        let results = Results::new(&ranking.ranked).with_unknown(&ranking.unknown);
         // SAFETY: as above.
         unsafe { results.give(out) }
     })
@@ -1072,7 +554,7 @@ pub unsafe extern "C" fn tercet_results_count(
         let results = find_results(results)?;
         not_null("count", count)?;
         // SAFETY: not null, aligned; may be written by the caller's promise.
-        unsafe { count.write(results.items.len()) };
+        unsafe { count.write(results.len()) };
         Ok(())
     })
 }
@@ -1094,14 +576,7 @@ pub unsafe extern "C" fn tercet_results_get(
 ) -> TercetStatus {
     call(|| {
         let results = find_results(results)?;
-        let items = results.items.get(first..).unwrap_or_default().iter();
-        let items = items.map(|r| TercetRecommendation {
-            item: results.text(r.at),
-            item_length: r.length,
-            because_count: r.because.len(),
-            score: r.score,
-            row: r.row,
-        });
+        let items = results.items(first);
         // SAFETY: the caller's promise.
         Ok(unsafe { fill_entries(items, entries, entry_size, capacity, written) }?)
     })
@@ -1123,20 +598,32 @@ pub unsafe extern "C" fn tercet_results_because(
 ) -> TercetStatus {
     call(|| {
         let results = find_results(results)?;
-        let item = results.items.get(index).ok_or_else(|| {
-            HostError::argument(format!(
-                "index is {index}, there are {} items",
-                results.items.len()
-            ))
-        })?;
-        let because = results.because[item.because.clone()].iter();
-        let because = because.map(|b| TercetBecause {
-            item: results.text(b.at),
-            item_length: b.length,
-            share: b.share,
-        });
+        let because = results.because(index)?;
         // SAFETY: the caller's promise.
         Ok(unsafe { fill_entries(because, entries, entry_size, capacity, written) }?)
+    })
+}
+
+/// Writes how much the vector of item number `index` rests on each modality, most first, to the
+/// caller's `entries`, in the same way as tercet_results_get(). There are none unless the query
+/// asked for reasons and the bundle tells.
+///
+/// The strings are valid until tercet_results_free(). Threads: any.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn tercet_results_modalities(
+    results: *const TercetResults,
+    index: usize,
+    entries: *mut TercetModalityShare,
+    entry_size: usize,
+    capacity: usize,
+    written: *mut usize,
+) -> TercetStatus {
+    call(|| {
+        let results = find_results(results)?;
+        let shares = results.modalities(index)?;
+        // SAFETY: the caller's promise.
+        Ok(unsafe { fill_entries(shares, entries, entry_size, capacity, written) }?)
     })
 }
 
@@ -1154,10 +641,9 @@ pub unsafe extern "C" fn tercet_results_unknown(
 ) -> TercetStatus {
     call(|| {
         let results = find_results(results)?;
-        let unknown = results.unknown.iter().map(|at| results.text(*at));
         let size = size_of::<*const c_char>();
         // SAFETY: the caller's promise.
-        Ok(unsafe { fill_entries(unknown, keys, size, capacity, written) }?)
+        Ok(unsafe { fill_entries(results.unknown(), keys, size, capacity, written) }?)
     })
 }
 
@@ -1199,7 +685,7 @@ pub unsafe extern "C" fn tercet_user_vector(
     })
 }
 
-/// Writes the history to a file, which is replaced at once or not at all.
+/// Writes history and added items to a file, which is replaced at once or not at all.
 ///
 /// Threads: any; calls on one engine's session run one after another.
 #[unsafe(no_mangle)]
@@ -1215,7 +701,7 @@ pub unsafe extern "C" fn tercet_save(
     })
 }
 
-/// Replaces the history by that of a file; on failure it stays as it was.
+/// Replaces history and added items by those of a file; on failure they stay as they were.
 ///
 /// Threads: any; calls on one engine's session run one after another.
 #[unsafe(no_mangle)]
@@ -1325,23 +811,5 @@ mod tests {
         let numbers = [TercetStatus::Closed as i32, Kind::Closed as i32];
         assert_eq!(numbers, [1, 1]);
         assert_eq!(TercetStatus::Internal as i32, Kind::Internal as i32);
-    }
-
-    #[test]
-    fn a_slot_that_is_used_again_does_not_answer_to_the_old_handle() {
-        let first = insert(Object::Results(Arc::new(Results::default()))).unwrap();
-        let is_results = |o: &Object| matches!(o, Object::Results(_));
-        remove(first, is_results).unwrap();
-        let mut handles = Vec::new();
-        // Other tests share the table: take slots until that one comes back.
-        for _ in 0..64 {
-            let next = insert(Object::Results(Arc::new(Results::default()))).unwrap();
-            handles.push(next);
-            assert_ne!(next, first);
-        }
-        assert_eq!(remove(first, is_results).err().unwrap().kind, Kind::Closed);
-        for handle in handles {
-            remove(handle, is_results).unwrap();
-        }
     }
 }

@@ -1,5 +1,5 @@
 from types import TracebackType
-from typing import Callable, Sequence
+from typing import Callable, Literal, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -24,12 +24,16 @@ class IoError(TercetError): ...
 class InternalError(TercetError): ...
 
 class Because:
-    """An item of the history that is similar to the recommended one."""
+    """An item of the history that carries a part of the recommended one's score."""
 
     @property
     def item(self) -> str: ...
     @property
-    def share(self) -> float: ...
+    def share(self) -> float:
+        """Of all positive parts, 0 to 1."""
+    @property
+    def contribution(self) -> float:
+        """What the score loses without it."""
 
 class Recommendation:
     """One recommended item."""
@@ -40,6 +44,9 @@ class Recommendation:
     def score(self) -> float: ...
     @property
     def because(self) -> list[Because]: ...
+    @property
+    def modalities(self) -> list[tuple[str, float]]:
+        """How much the item's vector rests on each modality, most first."""
 
 class Session:
     """One user: what was done, and what to recommend. Usable from any thread."""
@@ -47,13 +54,31 @@ class Session:
     def record(
         self, item: str, behavior: str | None = None, timestamp: int | None = None
     ) -> bool: ...
+    def add_item(
+        self,
+        item: str,
+        features: Mapping[str, Sequence[float] | npt.NDArray[np.float32]],
+        attributes: Mapping[str, Sequence[str]] | None = None,
+    ) -> Literal["ranked", "replaced", "in the bundle"]:
+        """Adds an item that the bundle does not hold, by the features of some modalities."""
+    def remove_item(self, item: str) -> bool: ...
+    def added_items(self) -> list[tuple[str, bool]]:
+        """Items, and whether they are ranked."""
     def recommend(
         self,
         k: int,
         *,
         filter: str | None = None,
         diversity: float = 0.0,
+        method: Literal["mmr", "dpp"] = "mmr",
         pool: int = 0,
+        caps: Mapping[str, int] | None = None,
+        calibrate: Mapping[str, float] | None = None,
+        popularity: float = 0.0,
+        freshness: Sequence[tuple[str, float, float, float]] = ...,
+        explore: float = 0.0,
+        seed: int = 0,
+        probes: int = 0,
         exclude: Sequence[str] = ...,
         include_seen: bool = False,
         explain: bool = False,

@@ -519,6 +519,22 @@ fileprivate struct FfiConverterFloat: FfiConverterPrimitive {
 #if swift(>=5.8)
 @_documentation(visibility: private)
 #endif
+fileprivate struct FfiConverterDouble: FfiConverterPrimitive {
+    typealias FfiType = Double
+    typealias SwiftType = Double
+
+    public static func read(from buf: inout (data: Data, offset: Data.Index)) throws -> Double {
+        return try lift(readDouble(&buf))
+    }
+
+    public static func write(_ value: Double, into buf: inout [UInt8]) {
+        writeDouble(&buf, lower(value))
+    }
+}
+
+#if swift(>=5.8)
+@_documentation(visibility: private)
+#endif
 fileprivate struct FfiConverterBool : FfiConverter {
     typealias FfiType = Int8
     typealias SwiftType = Bool
@@ -826,6 +842,17 @@ public func FfiConverterTypeHistoryListener_lower(_ value: HistoryListener) -> U
 public protocol TercetEngineProtocol: AnyObject, Sendable {
 
     /**
+     * Adds an item that the bundle does not hold: the bundle's fusion tower makes its vector, and
+     * it is ranked with the others from then on. It is part of what `save` writes.
+     */
+    func addItem(item: NewItem) throws  -> Added
+
+    /**
+     * The added items, in the order in which they came.
+     */
+    func addedItems() throws  -> [AddedItem]
+
+    /**
      * Forgets everything about the user and deletes the file, if given.
      */
     func erase(path: String?) throws
@@ -866,12 +893,17 @@ public protocol TercetEngineProtocol: AnyObject, Sendable {
     func record(event: Event) throws  -> Bool
 
     /**
-     * Replaces the history by that of a file; on an error it stays as it was.
+     * Takes an added item away; returns whether there was one.
+     */
+    func removeItem(item: String) throws  -> Bool
+
+    /**
+     * Replaces history and added items by those of a file; on an error they stay as they were.
      */
     func restore(path: String) throws
 
     /**
-     * Writes the history to a file.
+     * Writes history and added items to a file.
      */
     func save(path: String) throws
 
@@ -970,6 +1002,32 @@ public static func `open`(path: String, options: Options)throws  -> TercetEngine
 }
 
 
+
+    /**
+     * Adds an item that the bundle does not hold: the bundle's fusion tower makes its vector, and
+     * it is ranked with the others from then on. It is part of what `save` writes.
+     */
+open func addItem(item: NewItem)throws  -> Added  {
+    return try  FfiConverterTypeAdded_lift(try rustCallWithError(FfiConverterTypeTercetError_lift) {
+        uniffiCallStatus in
+    uniffi_tercet_ffi_fn_method_tercetengine_add_item(
+            self.uniffiCloneHandle(),
+        FfiConverterTypeNewItem_lower(item),uniffiCallStatus
+    )
+})
+}
+
+    /**
+     * The added items, in the order in which they came.
+     */
+open func addedItems()throws  -> [AddedItem]  {
+    return try  FfiConverterSequenceTypeAddedItem.lift(try rustCallWithError(FfiConverterTypeTercetError_lift) {
+        uniffiCallStatus in
+    uniffi_tercet_ffi_fn_method_tercetengine_added_items(
+            self.uniffiCloneHandle(),uniffiCallStatus
+    )
+})
+}
 
     /**
      * Forgets everything about the user and deletes the file, if given.
@@ -1071,7 +1129,20 @@ open func record(event: Event)throws  -> Bool  {
 }
 
     /**
-     * Replaces the history by that of a file; on an error it stays as it was.
+     * Takes an added item away; returns whether there was one.
+     */
+open func removeItem(item: String)throws  -> Bool  {
+    return try  FfiConverterBool.lift(try rustCallWithError(FfiConverterTypeTercetError_lift) {
+        uniffiCallStatus in
+    uniffi_tercet_ffi_fn_method_tercetengine_remove_item(
+            self.uniffiCloneHandle(),
+        FfiConverterString.lower(item),uniffiCallStatus
+    )
+})
+}
+
+    /**
+     * Replaces history and added items by those of a file; on an error they stay as they were.
      */
 open func restore(path: String)throws   {try rustCallWithError(FfiConverterTypeTercetError_lift) {
         uniffiCallStatus in
@@ -1083,7 +1154,7 @@ open func restore(path: String)throws   {try rustCallWithError(FfiConverterTypeT
 }
 
     /**
-     * Writes the history to a file.
+     * Writes history and added items to a file.
      */
 open func save(path: String)throws   {try rustCallWithError(FfiConverterTypeTercetError_lift) {
         uniffiCallStatus in
@@ -1204,17 +1275,17 @@ public func FfiConverterTypeTercetEngine_lower(_ value: TercetEngine) -> UInt64 
 
 
 /**
- * An item of the history that is similar to the recommended one.
+ * An added item that the engine holds.
  */
-public struct Because: Equatable, Hashable {
+public struct AddedItem: Equatable, Hashable {
     /**
      * The app's own key.
      */
     public let item: String
     /**
-     * Share of all positive similarity, 0 to 1.
+     * Whether it is ranked: not so one from a file that this bundle cannot place.
      */
-    public let share: Float
+    public let ranked: Bool
 
     // Default memberwise initializers are never public by default, so we
     // declare one manually.
@@ -1223,10 +1294,156 @@ public struct Because: Equatable, Hashable {
          * The app's own key.
          */item: String,
         /**
-         * Share of all positive similarity, 0 to 1.
-         */share: Float) {
+         * Whether it is ranked: not so one from a file that this bundle cannot place.
+         */ranked: Bool) {
+        self.item = item
+        self.ranked = ranked
+    }
+
+
+
+
+}
+
+#if compiler(>=6)
+extension AddedItem: Sendable {}
+#endif
+
+#if swift(>=5.8)
+@_documentation(visibility: private)
+#endif
+public struct FfiConverterTypeAddedItem: FfiConverterRustBuffer {
+    public static func read(from buf: inout (data: Data, offset: Data.Index)) throws -> AddedItem {
+        return
+            try AddedItem(
+                item: FfiConverterString.read(from: &buf),
+                ranked: FfiConverterBool.read(from: &buf)
+        )
+    }
+
+    public static func write(_ value: AddedItem, into buf: inout [UInt8]) {
+        FfiConverterString.write(value.item, into: &buf)
+        FfiConverterBool.write(value.ranked, into: &buf)
+    }
+}
+
+
+#if swift(>=5.8)
+@_documentation(visibility: private)
+#endif
+public func FfiConverterTypeAddedItem_lift(_ buf: RustBuffer) throws -> AddedItem {
+    return try FfiConverterTypeAddedItem.lift(buf)
+}
+
+#if swift(>=5.8)
+@_documentation(visibility: private)
+#endif
+public func FfiConverterTypeAddedItem_lower(_ value: AddedItem) -> RustBuffer {
+    return FfiConverterTypeAddedItem.lower(value)
+}
+
+
+/**
+ * An item's values of one attribute.
+ */
+public struct AttributeValues: Equatable, Hashable {
+    /**
+     * Name of the attribute.
+     */
+    public let attribute: String
+    /**
+     * One or more values.
+     */
+    public let values: [String]
+
+    // Default memberwise initializers are never public by default, so we
+    // declare one manually.
+    public init(
+        /**
+         * Name of the attribute.
+         */attribute: String,
+        /**
+         * One or more values.
+         */values: [String]) {
+        self.attribute = attribute
+        self.values = values
+    }
+
+
+
+
+}
+
+#if compiler(>=6)
+extension AttributeValues: Sendable {}
+#endif
+
+#if swift(>=5.8)
+@_documentation(visibility: private)
+#endif
+public struct FfiConverterTypeAttributeValues: FfiConverterRustBuffer {
+    public static func read(from buf: inout (data: Data, offset: Data.Index)) throws -> AttributeValues {
+        return
+            try AttributeValues(
+                attribute: FfiConverterString.read(from: &buf),
+                values: FfiConverterSequenceString.read(from: &buf)
+        )
+    }
+
+    public static func write(_ value: AttributeValues, into buf: inout [UInt8]) {
+        FfiConverterString.write(value.attribute, into: &buf)
+        FfiConverterSequenceString.write(value.values, into: &buf)
+    }
+}
+
+
+#if swift(>=5.8)
+@_documentation(visibility: private)
+#endif
+public func FfiConverterTypeAttributeValues_lift(_ buf: RustBuffer) throws -> AttributeValues {
+    return try FfiConverterTypeAttributeValues.lift(buf)
+}
+
+#if swift(>=5.8)
+@_documentation(visibility: private)
+#endif
+public func FfiConverterTypeAttributeValues_lower(_ value: AttributeValues) -> RustBuffer {
+    return FfiConverterTypeAttributeValues.lower(value)
+}
+
+
+/**
+ * An item of the history that carries a part of a recommended one's score.
+ */
+public struct Because: Equatable, Hashable {
+    /**
+     * The app's own key.
+     */
+    public let item: String
+    /**
+     * Share of all positive parts, 0 to 1.
+     */
+    public let share: Float
+    /**
+     * What the recommended item's score loses without this event.
+     */
+    public let contribution: Float
+
+    // Default memberwise initializers are never public by default, so we
+    // declare one manually.
+    public init(
+        /**
+         * The app's own key.
+         */item: String,
+        /**
+         * Share of all positive parts, 0 to 1.
+         */share: Float,
+        /**
+         * What the recommended item's score loses without this event.
+         */contribution: Float) {
         self.item = item
         self.share = share
+        self.contribution = contribution
     }
 
 
@@ -1246,13 +1463,15 @@ public struct FfiConverterTypeBecause: FfiConverterRustBuffer {
         return
             try Because(
                 item: FfiConverterString.read(from: &buf),
-                share: FfiConverterFloat.read(from: &buf)
+                share: FfiConverterFloat.read(from: &buf),
+                contribution: FfiConverterFloat.read(from: &buf)
         )
     }
 
     public static func write(_ value: Because, into buf: inout [UInt8]) {
         FfiConverterString.write(value.item, into: &buf)
         FfiConverterFloat.write(value.share, into: &buf)
+        FfiConverterFloat.write(value.contribution, into: &buf)
     }
 }
 
@@ -1269,6 +1488,144 @@ public func FfiConverterTypeBecause_lift(_ buf: RustBuffer) throws -> Because {
 #endif
 public func FfiConverterTypeBecause_lower(_ value: Because) -> RustBuffer {
     return FfiConverterTypeBecause.lower(value)
+}
+
+
+/**
+ * A value gets its share of the user's history plus the slack, times k, rounded up.
+ */
+public struct Calibration: Equatable, Hashable {
+    /**
+     * The attribute.
+     */
+    public let attribute: String
+    /**
+     * 0 repeats the history's mixture, 1 caps nothing.
+     */
+    public let slack: Float
+
+    // Default memberwise initializers are never public by default, so we
+    // declare one manually.
+    public init(
+        /**
+         * The attribute.
+         */attribute: String,
+        /**
+         * 0 repeats the history's mixture, 1 caps nothing.
+         */slack: Float) {
+        self.attribute = attribute
+        self.slack = slack
+    }
+
+
+
+
+}
+
+#if compiler(>=6)
+extension Calibration: Sendable {}
+#endif
+
+#if swift(>=5.8)
+@_documentation(visibility: private)
+#endif
+public struct FfiConverterTypeCalibration: FfiConverterRustBuffer {
+    public static func read(from buf: inout (data: Data, offset: Data.Index)) throws -> Calibration {
+        return
+            try Calibration(
+                attribute: FfiConverterString.read(from: &buf),
+                slack: FfiConverterFloat.read(from: &buf)
+        )
+    }
+
+    public static func write(_ value: Calibration, into buf: inout [UInt8]) {
+        FfiConverterString.write(value.attribute, into: &buf)
+        FfiConverterFloat.write(value.slack, into: &buf)
+    }
+}
+
+
+#if swift(>=5.8)
+@_documentation(visibility: private)
+#endif
+public func FfiConverterTypeCalibration_lift(_ buf: RustBuffer) throws -> Calibration {
+    return try FfiConverterTypeCalibration.lift(buf)
+}
+
+#if swift(>=5.8)
+@_documentation(visibility: private)
+#endif
+public func FfiConverterTypeCalibration_lower(_ value: Calibration) -> RustBuffer {
+    return FfiConverterTypeCalibration.lower(value)
+}
+
+
+/**
+ * At most so many items per value of an attribute, as three of a brand.
+ */
+public struct Cap: Equatable, Hashable {
+    /**
+     * The attribute.
+     */
+    public let attribute: String
+    /**
+     * Items per value.
+     */
+    public let items: Int32
+
+    // Default memberwise initializers are never public by default, so we
+    // declare one manually.
+    public init(
+        /**
+         * The attribute.
+         */attribute: String,
+        /**
+         * Items per value.
+         */items: Int32) {
+        self.attribute = attribute
+        self.items = items
+    }
+
+
+
+
+}
+
+#if compiler(>=6)
+extension Cap: Sendable {}
+#endif
+
+#if swift(>=5.8)
+@_documentation(visibility: private)
+#endif
+public struct FfiConverterTypeCap: FfiConverterRustBuffer {
+    public static func read(from buf: inout (data: Data, offset: Data.Index)) throws -> Cap {
+        return
+            try Cap(
+                attribute: FfiConverterString.read(from: &buf),
+                items: FfiConverterInt32.read(from: &buf)
+        )
+    }
+
+    public static func write(_ value: Cap, into buf: inout [UInt8]) {
+        FfiConverterString.write(value.attribute, into: &buf)
+        FfiConverterInt32.write(value.items, into: &buf)
+    }
+}
+
+
+#if swift(>=5.8)
+@_documentation(visibility: private)
+#endif
+public func FfiConverterTypeCap_lift(_ buf: RustBuffer) throws -> Cap {
+    return try FfiConverterTypeCap.lift(buf)
+}
+
+#if swift(>=5.8)
+@_documentation(visibility: private)
+#endif
+public func FfiConverterTypeCap_lower(_ value: Cap) -> RustBuffer {
+    return FfiConverterTypeCap.lower(value)
 }
 
 
@@ -1352,6 +1709,165 @@ public func FfiConverterTypeEvent_lower(_ value: Event) -> RustBuffer {
 
 
 /**
+ * The feature of one modality.
+ */
+public struct Feature: Equatable, Hashable {
+    /**
+     * Name of the modality.
+     */
+    public let modality: String
+    /**
+     * As many values as the modality has.
+     */
+    public let values: [Float]
+
+    // Default memberwise initializers are never public by default, so we
+    // declare one manually.
+    public init(
+        /**
+         * Name of the modality.
+         */modality: String,
+        /**
+         * As many values as the modality has.
+         */values: [Float]) {
+        self.modality = modality
+        self.values = values
+    }
+
+
+
+
+}
+
+#if compiler(>=6)
+extension Feature: Sendable {}
+#endif
+
+#if swift(>=5.8)
+@_documentation(visibility: private)
+#endif
+public struct FfiConverterTypeFeature: FfiConverterRustBuffer {
+    public static func read(from buf: inout (data: Data, offset: Data.Index)) throws -> Feature {
+        return
+            try Feature(
+                modality: FfiConverterString.read(from: &buf),
+                values: FfiConverterSequenceFloat.read(from: &buf)
+        )
+    }
+
+    public static func write(_ value: Feature, into buf: inout [UInt8]) {
+        FfiConverterString.write(value.modality, into: &buf)
+        FfiConverterSequenceFloat.write(value.values, into: &buf)
+    }
+}
+
+
+#if swift(>=5.8)
+@_documentation(visibility: private)
+#endif
+public func FfiConverterTypeFeature_lift(_ buf: RustBuffer) throws -> Feature {
+    return try FfiConverterTypeFeature.lift(buf)
+}
+
+#if swift(>=5.8)
+@_documentation(visibility: private)
+#endif
+public func FfiConverterTypeFeature_lower(_ value: Feature) -> RustBuffer {
+    return FfiConverterTypeFeature.lower(value)
+}
+
+
+/**
+ * What new items gain: the weight, in standard deviations of the user's scores, halved per
+ * half-life of age.
+ */
+public struct Freshness: Equatable, Hashable {
+    /**
+     * The attribute that holds an item's time, a number.
+     */
+    public let attribute: String
+    /**
+     * The present, in the unit of the attribute.
+     */
+    public let now: Double
+    /**
+     * In the same unit.
+     */
+    public let halfLife: Double
+    /**
+     * -100 to 100.
+     */
+    public let weight: Float
+
+    // Default memberwise initializers are never public by default, so we
+    // declare one manually.
+    public init(
+        /**
+         * The attribute that holds an item's time, a number.
+         */attribute: String,
+        /**
+         * The present, in the unit of the attribute.
+         */now: Double,
+        /**
+         * In the same unit.
+         */halfLife: Double,
+        /**
+         * -100 to 100.
+         */weight: Float) {
+        self.attribute = attribute
+        self.now = now
+        self.halfLife = halfLife
+        self.weight = weight
+    }
+
+
+
+
+}
+
+#if compiler(>=6)
+extension Freshness: Sendable {}
+#endif
+
+#if swift(>=5.8)
+@_documentation(visibility: private)
+#endif
+public struct FfiConverterTypeFreshness: FfiConverterRustBuffer {
+    public static func read(from buf: inout (data: Data, offset: Data.Index)) throws -> Freshness {
+        return
+            try Freshness(
+                attribute: FfiConverterString.read(from: &buf),
+                now: FfiConverterDouble.read(from: &buf),
+                halfLife: FfiConverterDouble.read(from: &buf),
+                weight: FfiConverterFloat.read(from: &buf)
+        )
+    }
+
+    public static func write(_ value: Freshness, into buf: inout [UInt8]) {
+        FfiConverterString.write(value.attribute, into: &buf)
+        FfiConverterDouble.write(value.now, into: &buf)
+        FfiConverterDouble.write(value.halfLife, into: &buf)
+        FfiConverterFloat.write(value.weight, into: &buf)
+    }
+}
+
+
+#if swift(>=5.8)
+@_documentation(visibility: private)
+#endif
+public func FfiConverterTypeFreshness_lift(_ buf: RustBuffer) throws -> Freshness {
+    return try FfiConverterTypeFreshness.lift(buf)
+}
+
+#if swift(>=5.8)
+@_documentation(visibility: private)
+#endif
+public func FfiConverterTypeFreshness_lower(_ value: Freshness) -> RustBuffer {
+    return FfiConverterTypeFreshness.lower(value)
+}
+
+
+/**
  * What a bundle is.
  */
 public struct Info: Equatable, Hashable {
@@ -1392,6 +1908,10 @@ public struct Info: Equatable, Hashable {
      */
     public let attributes: [String]
     /**
+     * Names of the features that an added item may have.
+     */
+    public let modalities: [String]
+    /**
      * Whether recommendations follow the history. Without a tower they follow popularity.
      */
     public let personal: Bool
@@ -1431,6 +1951,9 @@ public struct Info: Equatable, Hashable {
          * Columns that filters may use.
          */attributes: [String],
         /**
+         * Names of the features that an added item may have.
+         */modalities: [String],
+        /**
          * Whether recommendations follow the history. Without a tower they follow popularity.
          */personal: Bool,
         /**
@@ -1445,6 +1968,7 @@ public struct Info: Equatable, Hashable {
         self.window = window
         self.behaviors = behaviors
         self.attributes = attributes
+        self.modalities = modalities
         self.personal = personal
         self.card = card
     }
@@ -1474,6 +1998,7 @@ public struct FfiConverterTypeInfo: FfiConverterRustBuffer {
                 window: FfiConverterInt32.read(from: &buf),
                 behaviors: FfiConverterSequenceString.read(from: &buf),
                 attributes: FfiConverterSequenceString.read(from: &buf),
+                modalities: FfiConverterSequenceString.read(from: &buf),
                 personal: FfiConverterBool.read(from: &buf),
                 card: FfiConverterString.read(from: &buf)
         )
@@ -1489,6 +2014,7 @@ public struct FfiConverterTypeInfo: FfiConverterRustBuffer {
         FfiConverterInt32.write(value.window, into: &buf)
         FfiConverterSequenceString.write(value.behaviors, into: &buf)
         FfiConverterSequenceString.write(value.attributes, into: &buf)
+        FfiConverterSequenceString.write(value.modalities, into: &buf)
         FfiConverterBool.write(value.personal, into: &buf)
         FfiConverterString.write(value.card, into: &buf)
     }
@@ -1507,6 +2033,154 @@ public func FfiConverterTypeInfo_lift(_ buf: RustBuffer) throws -> Info {
 #endif
 public func FfiConverterTypeInfo_lower(_ value: Info) -> RustBuffer {
     return FfiConverterTypeInfo.lower(value)
+}
+
+
+/**
+ * How much an item's vector rests on a modality.
+ */
+public struct ModalityShare: Equatable, Hashable {
+    /**
+     * Name of the modality.
+     */
+    public let name: String
+    /**
+     * 0 to 1; the shares of an item add up to 1.
+     */
+    public let share: Float
+
+    // Default memberwise initializers are never public by default, so we
+    // declare one manually.
+    public init(
+        /**
+         * Name of the modality.
+         */name: String,
+        /**
+         * 0 to 1; the shares of an item add up to 1.
+         */share: Float) {
+        self.name = name
+        self.share = share
+    }
+
+
+
+
+}
+
+#if compiler(>=6)
+extension ModalityShare: Sendable {}
+#endif
+
+#if swift(>=5.8)
+@_documentation(visibility: private)
+#endif
+public struct FfiConverterTypeModalityShare: FfiConverterRustBuffer {
+    public static func read(from buf: inout (data: Data, offset: Data.Index)) throws -> ModalityShare {
+        return
+            try ModalityShare(
+                name: FfiConverterString.read(from: &buf),
+                share: FfiConverterFloat.read(from: &buf)
+        )
+    }
+
+    public static func write(_ value: ModalityShare, into buf: inout [UInt8]) {
+        FfiConverterString.write(value.name, into: &buf)
+        FfiConverterFloat.write(value.share, into: &buf)
+    }
+}
+
+
+#if swift(>=5.8)
+@_documentation(visibility: private)
+#endif
+public func FfiConverterTypeModalityShare_lift(_ buf: RustBuffer) throws -> ModalityShare {
+    return try FfiConverterTypeModalityShare.lift(buf)
+}
+
+#if swift(>=5.8)
+@_documentation(visibility: private)
+#endif
+public func FfiConverterTypeModalityShare_lower(_ value: ModalityShare) -> RustBuffer {
+    return FfiConverterTypeModalityShare.lower(value)
+}
+
+
+/**
+ * An item that the bundle does not hold, described by its features.
+ */
+public struct NewItem: Equatable, Hashable {
+    /**
+     * The app's own key.
+     */
+    public let item: String
+    /**
+     * Raw features of any subset of the bundle's modalities, at least one.
+     */
+    public let features: [Feature]
+    /**
+     * Values for filters and caps.
+     */
+    public let attributes: [AttributeValues]
+
+    // Default memberwise initializers are never public by default, so we
+    // declare one manually.
+    public init(
+        /**
+         * The app's own key.
+         */item: String,
+        /**
+         * Raw features of any subset of the bundle's modalities, at least one.
+         */features: [Feature],
+        /**
+         * Values for filters and caps.
+         */attributes: [AttributeValues] = []) {
+        self.item = item
+        self.features = features
+        self.attributes = attributes
+    }
+
+
+
+
+}
+
+#if compiler(>=6)
+extension NewItem: Sendable {}
+#endif
+
+#if swift(>=5.8)
+@_documentation(visibility: private)
+#endif
+public struct FfiConverterTypeNewItem: FfiConverterRustBuffer {
+    public static func read(from buf: inout (data: Data, offset: Data.Index)) throws -> NewItem {
+        return
+            try NewItem(
+                item: FfiConverterString.read(from: &buf),
+                features: FfiConverterSequenceTypeFeature.read(from: &buf),
+                attributes: FfiConverterSequenceTypeAttributeValues.read(from: &buf)
+        )
+    }
+
+    public static func write(_ value: NewItem, into buf: inout [UInt8]) {
+        FfiConverterString.write(value.item, into: &buf)
+        FfiConverterSequenceTypeFeature.write(value.features, into: &buf)
+        FfiConverterSequenceTypeAttributeValues.write(value.attributes, into: &buf)
+    }
+}
+
+
+#if swift(>=5.8)
+@_documentation(visibility: private)
+#endif
+public func FfiConverterTypeNewItem_lift(_ buf: RustBuffer) throws -> NewItem {
+    return try FfiConverterTypeNewItem.lift(buf)
+}
+
+#if swift(>=5.8)
+@_documentation(visibility: private)
+#endif
+public func FfiConverterTypeNewItem_lower(_ value: NewItem) -> RustBuffer {
+    return FfiConverterTypeNewItem.lower(value)
 }
 
 
@@ -1687,9 +2361,44 @@ public struct Query: Equatable, Hashable {
      */
     public let diversity: Float
     /**
-     * How many of the best items diversity chooses from; 0 is the default of 5 k, at least 100.
+     * How diversity keeps items apart.
+     */
+    public let method: DiversityMethod?
+    /**
+     * How many of the best items diversity and exploration choose from; 0 is the default of 5 k,
+     * at least 100.
      */
     public let pool: Int32
+    /**
+     * At most so many items per value of an attribute.
+     */
+    public let caps: [Cap]
+    /**
+     * Caps by the user's own mixture of values.
+     */
+    public let calibrations: [Calibration]
+    /**
+     * What the most popular item gains over the least popular one, in standard deviations of
+     * the user's scores; negative speaks for the unknown. -100 to 100.
+     */
+    public let popularity: Float
+    /**
+     * What new items gain.
+     */
+    public let freshness: [Freshness]
+    /**
+     * Temperature of exploration, 0 to 100: 0 always gives the best, more gives others a chance.
+     */
+    public let explore: Float
+    /**
+     * Seed of exploration: the same gives the same list.
+     */
+    public let seed: Int64
+    /**
+     * How many partitions of the table to look at; 0 is what the bundle proposes, -1 all that
+     * can matter. Tables without partitions are always searched as a whole.
+     */
+    public let probes: Int32
     /**
      * Items to leave out. Unknown ones are ignored.
      */
@@ -1716,8 +2425,35 @@ public struct Query: Equatable, Hashable {
          * How much to avoid items that are alike, 0 to 1.
          */diversity: Float = Float(0.0),
         /**
-         * How many of the best items diversity chooses from; 0 is the default of 5 k, at least 100.
+         * How diversity keeps items apart.
+         */method: DiversityMethod? = nil,
+        /**
+         * How many of the best items diversity and exploration choose from; 0 is the default of 5 k,
+         * at least 100.
          */pool: Int32 = 0,
+        /**
+         * At most so many items per value of an attribute.
+         */caps: [Cap] = [],
+        /**
+         * Caps by the user's own mixture of values.
+         */calibrations: [Calibration] = [],
+        /**
+         * What the most popular item gains over the least popular one, in standard deviations of
+         * the user's scores; negative speaks for the unknown. -100 to 100.
+         */popularity: Float = Float(0.0),
+        /**
+         * What new items gain.
+         */freshness: [Freshness] = [],
+        /**
+         * Temperature of exploration, 0 to 100: 0 always gives the best, more gives others a chance.
+         */explore: Float = Float(0.0),
+        /**
+         * Seed of exploration: the same gives the same list.
+         */seed: Int64 = Int64(0),
+        /**
+         * How many partitions of the table to look at; 0 is what the bundle proposes, -1 all that
+         * can matter. Tables without partitions are always searched as a whole.
+         */probes: Int32 = 0,
         /**
          * Items to leave out. Unknown ones are ignored.
          */exclude: [String] = [],
@@ -1730,7 +2466,15 @@ public struct Query: Equatable, Hashable {
         self.k = k
         self.filter = filter
         self.diversity = diversity
+        self.method = method
         self.pool = pool
+        self.caps = caps
+        self.calibrations = calibrations
+        self.popularity = popularity
+        self.freshness = freshness
+        self.explore = explore
+        self.seed = seed
+        self.probes = probes
         self.exclude = exclude
         self.includeSeen = includeSeen
         self.explain = explain
@@ -1755,7 +2499,15 @@ public struct FfiConverterTypeQuery: FfiConverterRustBuffer {
                 k: FfiConverterInt32.read(from: &buf),
                 filter: FfiConverterOptionString.read(from: &buf),
                 diversity: FfiConverterFloat.read(from: &buf),
+                method: FfiConverterOptionTypeDiversityMethod.read(from: &buf),
                 pool: FfiConverterInt32.read(from: &buf),
+                caps: FfiConverterSequenceTypeCap.read(from: &buf),
+                calibrations: FfiConverterSequenceTypeCalibration.read(from: &buf),
+                popularity: FfiConverterFloat.read(from: &buf),
+                freshness: FfiConverterSequenceTypeFreshness.read(from: &buf),
+                explore: FfiConverterFloat.read(from: &buf),
+                seed: FfiConverterInt64.read(from: &buf),
+                probes: FfiConverterInt32.read(from: &buf),
                 exclude: FfiConverterSequenceString.read(from: &buf),
                 includeSeen: FfiConverterBool.read(from: &buf),
                 explain: FfiConverterBool.read(from: &buf)
@@ -1766,7 +2518,15 @@ public struct FfiConverterTypeQuery: FfiConverterRustBuffer {
         FfiConverterInt32.write(value.k, into: &buf)
         FfiConverterOptionString.write(value.filter, into: &buf)
         FfiConverterFloat.write(value.diversity, into: &buf)
+        FfiConverterOptionTypeDiversityMethod.write(value.method, into: &buf)
         FfiConverterInt32.write(value.pool, into: &buf)
+        FfiConverterSequenceTypeCap.write(value.caps, into: &buf)
+        FfiConverterSequenceTypeCalibration.write(value.calibrations, into: &buf)
+        FfiConverterFloat.write(value.popularity, into: &buf)
+        FfiConverterSequenceTypeFreshness.write(value.freshness, into: &buf)
+        FfiConverterFloat.write(value.explore, into: &buf)
+        FfiConverterInt64.write(value.seed, into: &buf)
+        FfiConverterInt32.write(value.probes, into: &buf)
         FfiConverterSequenceString.write(value.exclude, into: &buf)
         FfiConverterBool.write(value.includeSeen, into: &buf)
         FfiConverterBool.write(value.explain, into: &buf)
@@ -1871,9 +2631,14 @@ public struct Recommendation: Equatable, Hashable {
      */
     public let score: Float
     /**
-     * Up to three items of the history that lie closest to this one; empty unless asked for.
+     * Up to three items of the history that carry this one's score; empty unless asked for.
      */
     public let because: [Because]
+    /**
+     * How much the item's vector rests on each modality, most first; empty unless asked for, and
+     * for items that the bundle does not tell of.
+     */
+    public let modalities: [ModalityShare]
 
     // Default memberwise initializers are never public by default, so we
     // declare one manually.
@@ -1885,11 +2650,16 @@ public struct Recommendation: Equatable, Hashable {
          * Higher is better; comparable within one result only.
          */score: Float,
         /**
-         * Up to three items of the history that lie closest to this one; empty unless asked for.
-         */because: [Because]) {
+         * Up to three items of the history that carry this one's score; empty unless asked for.
+         */because: [Because],
+        /**
+         * How much the item's vector rests on each modality, most first; empty unless asked for, and
+         * for items that the bundle does not tell of.
+         */modalities: [ModalityShare]) {
         self.item = item
         self.score = score
         self.because = because
+        self.modalities = modalities
     }
 
 
@@ -1910,7 +2680,8 @@ public struct FfiConverterTypeRecommendation: FfiConverterRustBuffer {
             try Recommendation(
                 item: FfiConverterString.read(from: &buf),
                 score: FfiConverterFloat.read(from: &buf),
-                because: FfiConverterSequenceTypeBecause.read(from: &buf)
+                because: FfiConverterSequenceTypeBecause.read(from: &buf),
+                modalities: FfiConverterSequenceTypeModalityShare.read(from: &buf)
         )
     }
 
@@ -1918,6 +2689,7 @@ public struct FfiConverterTypeRecommendation: FfiConverterRustBuffer {
         FfiConverterString.write(value.item, into: &buf)
         FfiConverterFloat.write(value.score, into: &buf)
         FfiConverterSequenceTypeBecause.write(value.because, into: &buf)
+        FfiConverterSequenceTypeModalityShare.write(value.modalities, into: &buf)
     }
 }
 
@@ -1935,6 +2707,166 @@ public func FfiConverterTypeRecommendation_lift(_ buf: RustBuffer) throws -> Rec
 public func FfiConverterTypeRecommendation_lower(_ value: Recommendation) -> RustBuffer {
     return FfiConverterTypeRecommendation.lower(value)
 }
+
+
+/**
+ * What became of an added item.
+ */
+
+public enum Added: Equatable, Hashable {
+
+    /**
+     * It is ranked from now on.
+     */
+    case ranked
+    /**
+     * It is ranked in place of an earlier one with the same key.
+     */
+    case replaced
+    /**
+     * The bundle holds it; nothing was changed, because the bundle knows more of it.
+     */
+    case inBundle
+
+
+
+
+
+}
+
+#if compiler(>=6)
+extension Added: Sendable {}
+#endif
+
+#if swift(>=5.8)
+@_documentation(visibility: private)
+#endif
+public struct FfiConverterTypeAdded: FfiConverterRustBuffer {
+    typealias SwiftType = Added
+
+    public static func read(from buf: inout (data: Data, offset: Data.Index)) throws -> Added {
+        let variant: Int32 = try readInt(&buf)
+        switch variant {
+
+        case 1: return .ranked
+
+        case 2: return .replaced
+
+        case 3: return .inBundle
+
+        default: throw UniffiInternalError.unexpectedEnumCase
+        }
+    }
+
+    public static func write(_ value: Added, into buf: inout [UInt8]) {
+        switch value {
+
+
+        case .ranked:
+            writeInt(&buf, Int32(1))
+
+
+        case .replaced:
+            writeInt(&buf, Int32(2))
+
+
+        case .inBundle:
+            writeInt(&buf, Int32(3))
+
+        }
+    }
+}
+
+
+#if swift(>=5.8)
+@_documentation(visibility: private)
+#endif
+public func FfiConverterTypeAdded_lift(_ buf: RustBuffer) throws -> Added {
+    return try FfiConverterTypeAdded.lift(buf)
+}
+
+#if swift(>=5.8)
+@_documentation(visibility: private)
+#endif
+public func FfiConverterTypeAdded_lower(_ value: Added) -> RustBuffer {
+    return FfiConverterTypeAdded.lower(value)
+}
+
+
+
+/**
+ * How diversity keeps items apart.
+ */
+
+public enum DiversityMethod: Equatable, Hashable {
+
+    /**
+     * Maximal marginal relevance: an item by item trade of score against likeness. The default.
+     */
+    case mmr
+    /**
+     * A determinantal point process: the list as a whole spans the most.
+     */
+    case dpp
+
+
+
+
+
+}
+
+#if compiler(>=6)
+extension DiversityMethod: Sendable {}
+#endif
+
+#if swift(>=5.8)
+@_documentation(visibility: private)
+#endif
+public struct FfiConverterTypeDiversityMethod: FfiConverterRustBuffer {
+    typealias SwiftType = DiversityMethod
+
+    public static func read(from buf: inout (data: Data, offset: Data.Index)) throws -> DiversityMethod {
+        let variant: Int32 = try readInt(&buf)
+        switch variant {
+
+        case 1: return .mmr
+
+        case 2: return .dpp
+
+        default: throw UniffiInternalError.unexpectedEnumCase
+        }
+    }
+
+    public static func write(_ value: DiversityMethod, into buf: inout [UInt8]) {
+        switch value {
+
+
+        case .mmr:
+            writeInt(&buf, Int32(1))
+
+
+        case .dpp:
+            writeInt(&buf, Int32(2))
+
+        }
+    }
+}
+
+
+#if swift(>=5.8)
+@_documentation(visibility: private)
+#endif
+public func FfiConverterTypeDiversityMethod_lift(_ buf: RustBuffer) throws -> DiversityMethod {
+    return try FfiConverterTypeDiversityMethod.lift(buf)
+}
+
+#if swift(>=5.8)
+@_documentation(visibility: private)
+#endif
+public func FfiConverterTypeDiversityMethod_lower(_ value: DiversityMethod) -> RustBuffer {
+    return FfiConverterTypeDiversityMethod.lower(value)
+}
+
 
 
 /**
@@ -2280,6 +3212,55 @@ fileprivate struct FfiConverterOptionTypeProbe: FfiConverterRustBuffer {
 #if swift(>=5.8)
 @_documentation(visibility: private)
 #endif
+fileprivate struct FfiConverterOptionTypeDiversityMethod: FfiConverterRustBuffer {
+    typealias SwiftType = DiversityMethod?
+
+    public static func write(_ value: SwiftType, into buf: inout [UInt8]) {
+        guard let value = value else {
+            writeInt(&buf, Int8(0))
+            return
+        }
+        writeInt(&buf, Int8(1))
+        FfiConverterTypeDiversityMethod.write(value, into: &buf)
+    }
+
+    public static func read(from buf: inout (data: Data, offset: Data.Index)) throws -> SwiftType {
+        switch try readInt(&buf) as Int8 {
+        case 0: return nil
+        case 1: return try FfiConverterTypeDiversityMethod.read(from: &buf)
+        default: throw UniffiInternalError.unexpectedOptionalTag
+        }
+    }
+}
+
+#if swift(>=5.8)
+@_documentation(visibility: private)
+#endif
+fileprivate struct FfiConverterSequenceFloat: FfiConverterRustBuffer {
+    typealias SwiftType = [Float]
+
+    public static func write(_ value: [Float], into buf: inout [UInt8]) {
+        let len = Int32(value.count)
+        writeInt(&buf, len)
+        for item in value {
+            FfiConverterFloat.write(item, into: &buf)
+        }
+    }
+
+    public static func read(from buf: inout (data: Data, offset: Data.Index)) throws -> [Float] {
+        let len: Int32 = try readInt(&buf)
+        var seq = [Float]()
+        seq.reserveCapacity(Int(len))
+        for _ in 0 ..< len {
+            seq.append(try FfiConverterFloat.read(from: &buf))
+        }
+        return seq
+    }
+}
+
+#if swift(>=5.8)
+@_documentation(visibility: private)
+#endif
 fileprivate struct FfiConverterSequenceString: FfiConverterRustBuffer {
     typealias SwiftType = [String]
 
@@ -2297,6 +3278,56 @@ fileprivate struct FfiConverterSequenceString: FfiConverterRustBuffer {
         seq.reserveCapacity(Int(len))
         for _ in 0 ..< len {
             seq.append(try FfiConverterString.read(from: &buf))
+        }
+        return seq
+    }
+}
+
+#if swift(>=5.8)
+@_documentation(visibility: private)
+#endif
+fileprivate struct FfiConverterSequenceTypeAddedItem: FfiConverterRustBuffer {
+    typealias SwiftType = [AddedItem]
+
+    public static func write(_ value: [AddedItem], into buf: inout [UInt8]) {
+        let len = Int32(value.count)
+        writeInt(&buf, len)
+        for item in value {
+            FfiConverterTypeAddedItem.write(item, into: &buf)
+        }
+    }
+
+    public static func read(from buf: inout (data: Data, offset: Data.Index)) throws -> [AddedItem] {
+        let len: Int32 = try readInt(&buf)
+        var seq = [AddedItem]()
+        seq.reserveCapacity(Int(len))
+        for _ in 0 ..< len {
+            seq.append(try FfiConverterTypeAddedItem.read(from: &buf))
+        }
+        return seq
+    }
+}
+
+#if swift(>=5.8)
+@_documentation(visibility: private)
+#endif
+fileprivate struct FfiConverterSequenceTypeAttributeValues: FfiConverterRustBuffer {
+    typealias SwiftType = [AttributeValues]
+
+    public static func write(_ value: [AttributeValues], into buf: inout [UInt8]) {
+        let len = Int32(value.count)
+        writeInt(&buf, len)
+        for item in value {
+            FfiConverterTypeAttributeValues.write(item, into: &buf)
+        }
+    }
+
+    public static func read(from buf: inout (data: Data, offset: Data.Index)) throws -> [AttributeValues] {
+        let len: Int32 = try readInt(&buf)
+        var seq = [AttributeValues]()
+        seq.reserveCapacity(Int(len))
+        for _ in 0 ..< len {
+            seq.append(try FfiConverterTypeAttributeValues.read(from: &buf))
         }
         return seq
     }
@@ -2330,6 +3361,56 @@ fileprivate struct FfiConverterSequenceTypeBecause: FfiConverterRustBuffer {
 #if swift(>=5.8)
 @_documentation(visibility: private)
 #endif
+fileprivate struct FfiConverterSequenceTypeCalibration: FfiConverterRustBuffer {
+    typealias SwiftType = [Calibration]
+
+    public static func write(_ value: [Calibration], into buf: inout [UInt8]) {
+        let len = Int32(value.count)
+        writeInt(&buf, len)
+        for item in value {
+            FfiConverterTypeCalibration.write(item, into: &buf)
+        }
+    }
+
+    public static func read(from buf: inout (data: Data, offset: Data.Index)) throws -> [Calibration] {
+        let len: Int32 = try readInt(&buf)
+        var seq = [Calibration]()
+        seq.reserveCapacity(Int(len))
+        for _ in 0 ..< len {
+            seq.append(try FfiConverterTypeCalibration.read(from: &buf))
+        }
+        return seq
+    }
+}
+
+#if swift(>=5.8)
+@_documentation(visibility: private)
+#endif
+fileprivate struct FfiConverterSequenceTypeCap: FfiConverterRustBuffer {
+    typealias SwiftType = [Cap]
+
+    public static func write(_ value: [Cap], into buf: inout [UInt8]) {
+        let len = Int32(value.count)
+        writeInt(&buf, len)
+        for item in value {
+            FfiConverterTypeCap.write(item, into: &buf)
+        }
+    }
+
+    public static func read(from buf: inout (data: Data, offset: Data.Index)) throws -> [Cap] {
+        let len: Int32 = try readInt(&buf)
+        var seq = [Cap]()
+        seq.reserveCapacity(Int(len))
+        for _ in 0 ..< len {
+            seq.append(try FfiConverterTypeCap.read(from: &buf))
+        }
+        return seq
+    }
+}
+
+#if swift(>=5.8)
+@_documentation(visibility: private)
+#endif
 fileprivate struct FfiConverterSequenceTypeEvent: FfiConverterRustBuffer {
     typealias SwiftType = [Event]
 
@@ -2347,6 +3428,81 @@ fileprivate struct FfiConverterSequenceTypeEvent: FfiConverterRustBuffer {
         seq.reserveCapacity(Int(len))
         for _ in 0 ..< len {
             seq.append(try FfiConverterTypeEvent.read(from: &buf))
+        }
+        return seq
+    }
+}
+
+#if swift(>=5.8)
+@_documentation(visibility: private)
+#endif
+fileprivate struct FfiConverterSequenceTypeFeature: FfiConverterRustBuffer {
+    typealias SwiftType = [Feature]
+
+    public static func write(_ value: [Feature], into buf: inout [UInt8]) {
+        let len = Int32(value.count)
+        writeInt(&buf, len)
+        for item in value {
+            FfiConverterTypeFeature.write(item, into: &buf)
+        }
+    }
+
+    public static func read(from buf: inout (data: Data, offset: Data.Index)) throws -> [Feature] {
+        let len: Int32 = try readInt(&buf)
+        var seq = [Feature]()
+        seq.reserveCapacity(Int(len))
+        for _ in 0 ..< len {
+            seq.append(try FfiConverterTypeFeature.read(from: &buf))
+        }
+        return seq
+    }
+}
+
+#if swift(>=5.8)
+@_documentation(visibility: private)
+#endif
+fileprivate struct FfiConverterSequenceTypeFreshness: FfiConverterRustBuffer {
+    typealias SwiftType = [Freshness]
+
+    public static func write(_ value: [Freshness], into buf: inout [UInt8]) {
+        let len = Int32(value.count)
+        writeInt(&buf, len)
+        for item in value {
+            FfiConverterTypeFreshness.write(item, into: &buf)
+        }
+    }
+
+    public static func read(from buf: inout (data: Data, offset: Data.Index)) throws -> [Freshness] {
+        let len: Int32 = try readInt(&buf)
+        var seq = [Freshness]()
+        seq.reserveCapacity(Int(len))
+        for _ in 0 ..< len {
+            seq.append(try FfiConverterTypeFreshness.read(from: &buf))
+        }
+        return seq
+    }
+}
+
+#if swift(>=5.8)
+@_documentation(visibility: private)
+#endif
+fileprivate struct FfiConverterSequenceTypeModalityShare: FfiConverterRustBuffer {
+    typealias SwiftType = [ModalityShare]
+
+    public static func write(_ value: [ModalityShare], into buf: inout [UInt8]) {
+        let len = Int32(value.count)
+        writeInt(&buf, len)
+        for item in value {
+            FfiConverterTypeModalityShare.write(item, into: &buf)
+        }
+    }
+
+    public static func read(from buf: inout (data: Data, offset: Data.Index)) throws -> [ModalityShare] {
+        let len: Int32 = try readInt(&buf)
+        var seq = [ModalityShare]()
+        seq.reserveCapacity(Int(len))
+        for _ in 0 ..< len {
+            seq.append(try FfiConverterTypeModalityShare.read(from: &buf))
         }
         return seq
     }
@@ -2408,6 +3564,12 @@ private let initializationResult: InitializationResult = {
     if (uniffi_tercet_ffi_checksum_method_historylistener_history_changed() != 53013) {
         return InitializationResult.apiChecksumMismatch
     }
+    if (uniffi_tercet_ffi_checksum_method_tercetengine_add_item() != 60956) {
+        return InitializationResult.apiChecksumMismatch
+    }
+    if (uniffi_tercet_ffi_checksum_method_tercetengine_added_items() != 24712) {
+        return InitializationResult.apiChecksumMismatch
+    }
     if (uniffi_tercet_ffi_checksum_method_tercetengine_erase() != 25309) {
         return InitializationResult.apiChecksumMismatch
     }
@@ -2432,10 +3594,13 @@ private let initializationResult: InitializationResult = {
     if (uniffi_tercet_ffi_checksum_method_tercetengine_record() != 44494) {
         return InitializationResult.apiChecksumMismatch
     }
-    if (uniffi_tercet_ffi_checksum_method_tercetengine_restore() != 64829) {
+    if (uniffi_tercet_ffi_checksum_method_tercetengine_remove_item() != 25173) {
         return InitializationResult.apiChecksumMismatch
     }
-    if (uniffi_tercet_ffi_checksum_method_tercetengine_save() != 10413) {
+    if (uniffi_tercet_ffi_checksum_method_tercetengine_restore() != 48414) {
+        return InitializationResult.apiChecksumMismatch
+    }
+    if (uniffi_tercet_ffi_checksum_method_tercetengine_save() != 10027) {
         return InitializationResult.apiChecksumMismatch
     }
     if (uniffi_tercet_ffi_checksum_method_tercetengine_set_listener() != 43509) {

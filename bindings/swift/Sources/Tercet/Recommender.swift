@@ -40,6 +40,24 @@ public final class Recommender: Sendable {
         }
     }
 
+    /// Adds an item that the bundle does not hold: the bundle's fusion tower makes its vector, and
+    /// it is ranked with the others from then on. ``save(to:)`` keeps it.
+    @discardableResult
+    public func add(_ item: NewItem) async throws -> Added {
+        try await changing { try $0.addItem(item: item) }
+    }
+
+    /// Takes an added item away. Returns whether there was one.
+    @discardableResult
+    public func remove(_ item: String) async throws -> Bool {
+        try await changing { try $0.removeItem(item: item) }
+    }
+
+    /// The added items, in the order in which they came.
+    public func addedItems() async throws -> [AddedItem] {
+        try await with { try $0.addedItems() }
+    }
+
     /// The best items for this user.
     public func recommend(_ query: Query) async throws -> [Recommendation] {
         try await with { try $0.recommend(query: query) }
@@ -90,12 +108,12 @@ public final class Recommender: Sendable {
         try await with { try $0.probe() }
     }
 
-    /// Writes the history to a file, which is replaced at once or not at all.
+    /// Writes history and added items to a file, which is replaced at once or not at all.
     public func save(to path: String) async throws {
         try await with { try $0.save(path: path) }
     }
 
-    /// Replaces the history by that of a file; on an error it stays as it was.
+    /// Replaces history and added items by those of a file; on an error they stay as they were.
     public func restore(from path: String) async throws {
         try await changing { try $0.restore(path: path) }
     }

@@ -294,6 +294,16 @@ void uniffi_tercet_ffi_fn_free_tercetengine(uint64_t handle, RustCallStatus *_No
 uint64_t uniffi_tercet_ffi_fn_constructor_tercetengine_open(RustBuffer path, RustBuffer options, RustCallStatus *_Nonnull out_status
 );
 #endif
+#ifndef UNIFFI_FFIDEF_UNIFFI_TERCET_FFI_FN_METHOD_TERCETENGINE_ADD_ITEM
+#define UNIFFI_FFIDEF_UNIFFI_TERCET_FFI_FN_METHOD_TERCETENGINE_ADD_ITEM
+RustBuffer uniffi_tercet_ffi_fn_method_tercetengine_add_item(uint64_t ptr, RustBuffer item, RustCallStatus *_Nonnull out_status
+);
+#endif
+#ifndef UNIFFI_FFIDEF_UNIFFI_TERCET_FFI_FN_METHOD_TERCETENGINE_ADDED_ITEMS
+#define UNIFFI_FFIDEF_UNIFFI_TERCET_FFI_FN_METHOD_TERCETENGINE_ADDED_ITEMS
+RustBuffer uniffi_tercet_ffi_fn_method_tercetengine_added_items(uint64_t ptr, RustCallStatus *_Nonnull out_status
+);
+#endif
 #ifndef UNIFFI_FFIDEF_UNIFFI_TERCET_FFI_FN_METHOD_TERCETENGINE_ERASE
 #define UNIFFI_FFIDEF_UNIFFI_TERCET_FFI_FN_METHOD_TERCETENGINE_ERASE
 void uniffi_tercet_ffi_fn_method_tercetengine_erase(uint64_t ptr, RustBuffer path, RustCallStatus *_Nonnull out_status
@@ -332,6 +342,11 @@ RustBuffer uniffi_tercet_ffi_fn_method_tercetengine_recommend(uint64_t ptr, Rust
 #ifndef UNIFFI_FFIDEF_UNIFFI_TERCET_FFI_FN_METHOD_TERCETENGINE_RECORD
 #define UNIFFI_FFIDEF_UNIFFI_TERCET_FFI_FN_METHOD_TERCETENGINE_RECORD
 int8_t uniffi_tercet_ffi_fn_method_tercetengine_record(uint64_t ptr, RustBuffer event, RustCallStatus *_Nonnull out_status
+);
+#endif
+#ifndef UNIFFI_FFIDEF_UNIFFI_TERCET_FFI_FN_METHOD_TERCETENGINE_REMOVE_ITEM
+#define UNIFFI_FFIDEF_UNIFFI_TERCET_FFI_FN_METHOD_TERCETENGINE_REMOVE_ITEM
+int8_t uniffi_tercet_ffi_fn_method_tercetengine_remove_item(uint64_t ptr, RustBuffer item, RustCallStatus *_Nonnull out_status
 );
 #endif
 #ifndef UNIFFI_FFIDEF_UNIFFI_TERCET_FFI_FN_METHOD_TERCETENGINE_RESTORE
@@ -647,6 +662,18 @@ uint16_t uniffi_tercet_ffi_checksum_method_historylistener_history_changed(void
 
 );
 #endif
+#ifndef UNIFFI_FFIDEF_UNIFFI_TERCET_FFI_CHECKSUM_METHOD_TERCETENGINE_ADD_ITEM
+#define UNIFFI_FFIDEF_UNIFFI_TERCET_FFI_CHECKSUM_METHOD_TERCETENGINE_ADD_ITEM
+uint16_t uniffi_tercet_ffi_checksum_method_tercetengine_add_item(void
+
+);
+#endif
+#ifndef UNIFFI_FFIDEF_UNIFFI_TERCET_FFI_CHECKSUM_METHOD_TERCETENGINE_ADDED_ITEMS
+#define UNIFFI_FFIDEF_UNIFFI_TERCET_FFI_CHECKSUM_METHOD_TERCETENGINE_ADDED_ITEMS
+uint16_t uniffi_tercet_ffi_checksum_method_tercetengine_added_items(void
+
+);
+#endif
 #ifndef UNIFFI_FFIDEF_UNIFFI_TERCET_FFI_CHECKSUM_METHOD_TERCETENGINE_ERASE
 #define UNIFFI_FFIDEF_UNIFFI_TERCET_FFI_CHECKSUM_METHOD_TERCETENGINE_ERASE
 uint16_t uniffi_tercet_ffi_checksum_method_tercetengine_erase(void
@@ -692,6 +719,12 @@ uint16_t uniffi_tercet_ffi_checksum_method_tercetengine_recommend(void
 #ifndef UNIFFI_FFIDEF_UNIFFI_TERCET_FFI_CHECKSUM_METHOD_TERCETENGINE_RECORD
 #define UNIFFI_FFIDEF_UNIFFI_TERCET_FFI_CHECKSUM_METHOD_TERCETENGINE_RECORD
 uint16_t uniffi_tercet_ffi_checksum_method_tercetengine_record(void
+
+);
+#endif
+#ifndef UNIFFI_FFIDEF_UNIFFI_TERCET_FFI_CHECKSUM_METHOD_TERCETENGINE_REMOVE_ITEM
+#define UNIFFI_FFIDEF_UNIFFI_TERCET_FFI_CHECKSUM_METHOD_TERCETENGINE_REMOVE_ITEM
+uint16_t uniffi_tercet_ffi_checksum_method_tercetengine_remove_item(void
 
 );
 #endif

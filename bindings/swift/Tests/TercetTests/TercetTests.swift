@@ -32,8 +32,9 @@ private func bits(_ x: Float) -> String {
 
 private func lines(_ best: [Recommendation]) -> [String] {
     best.map { r in
-        ([r.item, bits(r.score)] + r.because.flatMap { [$0.item, bits($0.share)] })
-            .joined(separator: "\t")
+        let because = r.because.flatMap { [$0.item, bits($0.share), bits($0.contribution)] }
+        let modalities = r.modalities.flatMap { ["~\($0.name)", bits($0.share)] }
+        return ([r.item, bits(r.score)] + because + modalities).joined(separator: "\t")
     }
 }
 
@@ -114,6 +115,33 @@ private final class Host {
             return ["\(known ? "known" : "unknown")\theard\t\(counter.heard)"]
         case "history":
             return try await recommender.history().map(\.item)
+        case "add":
+            var item = NewItem(item: words[1], features: [])
+            for part in words.dropFirst(2) {
+                let pair = part.split(separator: "=").map(String.init)
+                let values = pair[1].split(separator: ",").map(String.init)
+                if pair[0].hasPrefix("@") {
+                    let attribute = String(pair[0].dropFirst())
+                    item.attributes.append(AttributeValues(attribute: attribute, values: values))
+                } else {
+                    let numbers = values.map { Float($0)! }
+                    item.features.append(Feature(modality: pair[0], values: numbers))
+                }
+            }
+            let outcome: String
+            switch try await recommender.add(item) {
+            case .ranked: outcome = "ranked"
+            case .replaced: outcome = "replaced"
+            case .inBundle: outcome = "in the bundle"
+            }
+            return ["\(outcome)\theard\t\(counter.heard)"]
+        case "remove":
+            let there = try await recommender.remove(words[1])
+            return ["\(there ? "removed" : "not there")\theard\t\(counter.heard)"]
+        case "added":
+            return try await recommender.addedItems().map {
+                "\($0.item)\t\($0.ranked ? "ranked" : "kept")"
+            }
         case "recommend":
             return lines(try await recommender.recommend(query(words.dropFirst())))
         case "rank":
@@ -152,25 +180,37 @@ private final class Host {
     }
 
     private func query(_ settings: ArraySlice<String>) -> Query {
-        var k: Int32 = 0
-        var filter: String?
-        var diversity: Float = 0
-        var pool: Int32 = 0
-        var exclude: [String] = []
+        var query = Query(k: 0)
         for setting in settings {
-            let parts = setting.split(separator: "=", maxSplits: 1).map(String.init)
-            switch parts[0] {
-            case "k": k = Int32(parts[1])!
-            case "filter": filter = parts[1]
-            case "diversity": diversity = Float(parts[1])!
-            case "pool": pool = Int32(parts[1])!
-            case "exclude": exclude = parts[1].split(separator: ",").map(String.init)
-            default: break
+            let pair = setting.split(separator: "=", maxSplits: 1).map(String.init)
+            let value = pair.count > 1 ? pair[1] : ""
+            let parts = value.split(separator: ":").map(String.init)
+            switch pair[0] {
+            case "k": query.k = Int32(value)!
+            case "filter": query.filter = value
+            case "diversity": query.diversity = Float(value)!
+            case "dpp": query.method = .dpp
+            case "pool": query.pool = Int32(value)!
+            case "exclude": query.exclude = value.split(separator: ",").map(String.init)
+            case "cap": query.caps.append(Cap(attribute: parts[0], items: Int32(parts[1])!))
+            case "calibrate":
+                let slack = Float(parts[1])!
+                query.calibrations.append(Calibration(attribute: parts[0], slack: slack))
+            case "popularity": query.popularity = Float(value)!
+            case "freshness":
+                let (now, halfLife) = (Double(parts[1])!, Double(parts[2])!)
+                let weight = Float(parts[3])!
+                query.freshness.append(
+                    Freshness(attribute: parts[0], now: now, halfLife: halfLife, weight: weight))
+            case "explore": query.explore = Float(value)!
+            case "seed": query.seed = Int64(value)!
+            case "probes": query.probes = Int32(value)!
+            case "include_seen": query.includeSeen = true
+            case "explain": query.explain = true
+            default: Issue.record("unknown setting \(setting)")
             }
         }
-        return Query(
-            k: k, filter: filter, diversity: diversity, pool: pool, exclude: exclude,
-            includeSeen: settings.contains("include_seen"), explain: settings.contains("explain"))
+        return query
     }
 }
 

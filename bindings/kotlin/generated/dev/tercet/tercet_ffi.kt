@@ -701,6 +701,10 @@ internal object IntegrityCheckingUniffiLib {
     ): Int
     external fun uniffi_tercet_ffi_checksum_method_historylistener_history_changed(
     ): Int
+    external fun uniffi_tercet_ffi_checksum_method_tercetengine_add_item(
+    ): Int
+    external fun uniffi_tercet_ffi_checksum_method_tercetengine_added_items(
+    ): Int
     external fun uniffi_tercet_ffi_checksum_method_tercetengine_erase(
     ): Int
     external fun uniffi_tercet_ffi_checksum_method_tercetengine_history(
@@ -716,6 +720,8 @@ internal object IntegrityCheckingUniffiLib {
     external fun uniffi_tercet_ffi_checksum_method_tercetengine_recommend(
     ): Int
     external fun uniffi_tercet_ffi_checksum_method_tercetengine_record(
+    ): Int
+    external fun uniffi_tercet_ffi_checksum_method_tercetengine_remove_item(
     ): Int
     external fun uniffi_tercet_ffi_checksum_method_tercetengine_restore(
     ): Int
@@ -768,6 +774,10 @@ internal object UniffiLib {
     ): Unit
     external fun uniffi_tercet_ffi_fn_constructor_tercetengine_open(`path`: RustBuffer.ByValue,`options`: RustBuffer.ByValue,uniffi_out_err: UniffiRustCallStatus,
     ): Long
+    external fun uniffi_tercet_ffi_fn_method_tercetengine_add_item(`ptr`: Long,`item`: RustBuffer.ByValue,uniffi_out_err: UniffiRustCallStatus,
+    ): RustBuffer.ByValue
+    external fun uniffi_tercet_ffi_fn_method_tercetengine_added_items(`ptr`: Long,uniffi_out_err: UniffiRustCallStatus,
+    ): RustBuffer.ByValue
     external fun uniffi_tercet_ffi_fn_method_tercetengine_erase(`ptr`: Long,`path`: RustBuffer.ByValue,uniffi_out_err: UniffiRustCallStatus,
     ): Unit
     external fun uniffi_tercet_ffi_fn_method_tercetengine_history(`ptr`: Long,uniffi_out_err: UniffiRustCallStatus,
@@ -783,6 +793,8 @@ internal object UniffiLib {
     external fun uniffi_tercet_ffi_fn_method_tercetengine_recommend(`ptr`: Long,`query`: RustBuffer.ByValue,uniffi_out_err: UniffiRustCallStatus,
     ): RustBuffer.ByValue
     external fun uniffi_tercet_ffi_fn_method_tercetengine_record(`ptr`: Long,`event`: RustBuffer.ByValue,uniffi_out_err: UniffiRustCallStatus,
+    ): Byte
+    external fun uniffi_tercet_ffi_fn_method_tercetengine_remove_item(`ptr`: Long,`item`: RustBuffer.ByValue,uniffi_out_err: UniffiRustCallStatus,
     ): Byte
     external fun uniffi_tercet_ffi_fn_method_tercetengine_restore(`ptr`: Long,`path`: RustBuffer.ByValue,uniffi_out_err: UniffiRustCallStatus,
     ): Unit
@@ -925,6 +937,12 @@ private fun uniffiCheckApiChecksums(lib: IntegrityCheckingUniffiLib) {
     if ((lib.uniffi_tercet_ffi_checksum_method_historylistener_history_changed() and 0xFFFF) != 53013) {
         throw RuntimeException("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     }
+    if ((lib.uniffi_tercet_ffi_checksum_method_tercetengine_add_item() and 0xFFFF) != 60956) {
+        throw RuntimeException("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
+    }
+    if ((lib.uniffi_tercet_ffi_checksum_method_tercetengine_added_items() and 0xFFFF) != 24712) {
+        throw RuntimeException("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
+    }
     if ((lib.uniffi_tercet_ffi_checksum_method_tercetengine_erase() and 0xFFFF) != 25309) {
         throw RuntimeException("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     }
@@ -949,10 +967,13 @@ private fun uniffiCheckApiChecksums(lib: IntegrityCheckingUniffiLib) {
     if ((lib.uniffi_tercet_ffi_checksum_method_tercetengine_record() and 0xFFFF) != 44494) {
         throw RuntimeException("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     }
-    if ((lib.uniffi_tercet_ffi_checksum_method_tercetengine_restore() and 0xFFFF) != 64829) {
+    if ((lib.uniffi_tercet_ffi_checksum_method_tercetengine_remove_item() and 0xFFFF) != 25173) {
         throw RuntimeException("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     }
-    if ((lib.uniffi_tercet_ffi_checksum_method_tercetengine_save() and 0xFFFF) != 10413) {
+    if ((lib.uniffi_tercet_ffi_checksum_method_tercetengine_restore() and 0xFFFF) != 48414) {
+        throw RuntimeException("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
+    }
+    if ((lib.uniffi_tercet_ffi_checksum_method_tercetengine_save() and 0xFFFF) != 10027) {
         throw RuntimeException("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     }
     if ((lib.uniffi_tercet_ffi_checksum_method_tercetengine_set_listener() and 0xFFFF) != 43509) {
@@ -1227,6 +1248,29 @@ public object FfiConverterFloat: FfiConverter<Float, Float> {
 
     override fun write(value: Float, buf: ByteBuffer) {
         buf.putFloat(value)
+    }
+}
+
+/**
+ * @suppress
+ */
+public object FfiConverterDouble: FfiConverter<Double, Double> {
+    override fun lift(value: Double): Double {
+        return value
+    }
+
+    override fun read(buf: ByteBuffer): Double {
+        return buf.getDouble()
+    }
+
+    override fun lower(value: Double): Double {
+        return value
+    }
+
+    override fun allocationSize(value: Double) = 8UL
+
+    override fun write(value: Double, buf: ByteBuffer) {
+        buf.putDouble(value)
     }
 }
 
@@ -1762,6 +1806,17 @@ public object FfiConverterTypeHistoryListener: FfiConverter<HistoryListener, Lon
 public interface TercetEngineInterface {
 
     /**
+     * Adds an item that the bundle does not hold: the bundle's fusion tower makes its vector, and
+     * it is ranked with the others from then on. It is part of what `save` writes.
+     */
+    fun `addItem`(`item`: NewItem): Added
+
+    /**
+     * The added items, in the order in which they came.
+     */
+    fun `addedItems`(): List<AddedItem>
+
+    /**
      * Forgets everything about the user and deletes the file, if given.
      */
     fun `erase`(`path`: kotlin.String?)
@@ -1802,12 +1857,17 @@ public interface TercetEngineInterface {
     fun `record`(`event`: Event): kotlin.Boolean
 
     /**
-     * Replaces the history by that of a file; on an error it stays as it was.
+     * Takes an added item away; returns whether there was one.
+     */
+    fun `removeItem`(`item`: kotlin.String): kotlin.Boolean
+
+    /**
+     * Replaces history and added items by those of a file; on an error they stay as they were.
      */
     fun `restore`(`path`: kotlin.String)
 
     /**
-     * Writes the history to a file.
+     * Writes history and added items to a file.
      */
     fun `save`(`path`: kotlin.String)
 
@@ -1943,6 +2003,42 @@ open class TercetEngine: Disposable, AutoCloseable, TercetEngineInterface
             UniffiLib.uniffi_tercet_ffi_fn_clone_tercetengine(handle, status)
         }
     }
+
+
+    /**
+     * Adds an item that the bundle does not hold: the bundle's fusion tower makes its vector, and
+     * it is ranked with the others from then on. It is part of what `save` writes.
+     */
+    @Throws(TercetException::class)override fun `addItem`(`item`: NewItem): Added {
+            return FfiConverterTypeAdded.lift(
+    callWithHandle {
+    uniffiRustCallWithError(TercetException) { _status ->
+    UniffiLib.uniffi_tercet_ffi_fn_method_tercetengine_add_item(
+        it,
+
+        FfiConverterTypeNewItem.lower(`item`),_status)
+}
+    }
+    )
+    }
+
+
+
+    /**
+     * The added items, in the order in which they came.
+     */
+    @Throws(TercetException::class)override fun `addedItems`(): List<AddedItem> {
+            return FfiConverterSequenceTypeAddedItem.lift(
+    callWithHandle {
+    uniffiRustCallWithError(TercetException) { _status ->
+    UniffiLib.uniffi_tercet_ffi_fn_method_tercetengine_added_items(
+        it,
+        _status)
+}
+    }
+    )
+    }
+
 
 
     /**
@@ -2085,7 +2181,25 @@ open class TercetEngine: Disposable, AutoCloseable, TercetEngineInterface
 
 
     /**
-     * Replaces the history by that of a file; on an error it stays as it was.
+     * Takes an added item away; returns whether there was one.
+     */
+    @Throws(TercetException::class)override fun `removeItem`(`item`: kotlin.String): kotlin.Boolean {
+            return FfiConverterBoolean.lift(
+    callWithHandle {
+    uniffiRustCallWithError(TercetException) { _status ->
+    UniffiLib.uniffi_tercet_ffi_fn_method_tercetengine_remove_item(
+        it,
+
+        FfiConverterString.lower(`item`),_status)
+}
+    }
+    )
+    }
+
+
+
+    /**
+     * Replaces history and added items by those of a file; on an error they stay as they were.
      */
     @Throws(TercetException::class)override fun `restore`(`path`: kotlin.String)
         =
@@ -2102,7 +2216,7 @@ open class TercetEngine: Disposable, AutoCloseable, TercetEngineInterface
 
 
     /**
-     * Writes the history to a file.
+     * Writes history and added items to a file.
      */
     @Throws(TercetException::class)override fun `save`(`path`: kotlin.String)
         =
@@ -2257,7 +2371,101 @@ public object FfiConverterTypeTercetEngine: FfiConverter<TercetEngine, Long> {
 
 
 /**
- * An item of the history that is similar to the recommended one.
+ * An added item that the engine holds.
+ */
+data class AddedItem (
+    /**
+     * The app's own key.
+     */
+    val `item`: kotlin.String
+    ,
+    /**
+     * Whether it is ranked: not so one from a file that this bundle cannot place.
+     */
+    val `ranked`: kotlin.Boolean
+
+){
+
+
+
+
+
+    companion object
+}
+
+/**
+ * @suppress
+ */
+public object FfiConverterTypeAddedItem: FfiConverterRustBuffer<AddedItem> {
+    override fun read(buf: ByteBuffer): AddedItem {
+        return AddedItem(
+            FfiConverterString.read(buf),
+            FfiConverterBoolean.read(buf),
+        )
+    }
+
+    override fun allocationSize(value: AddedItem) = (
+            FfiConverterString.allocationSize(value.`item`) +
+            FfiConverterBoolean.allocationSize(value.`ranked`)
+    )
+
+    override fun write(value: AddedItem, buf: ByteBuffer) {
+            FfiConverterString.write(value.`item`, buf)
+            FfiConverterBoolean.write(value.`ranked`, buf)
+    }
+}
+
+
+
+/**
+ * An item's values of one attribute.
+ */
+data class AttributeValues (
+    /**
+     * Name of the attribute.
+     */
+    val `attribute`: kotlin.String
+    ,
+    /**
+     * One or more values.
+     */
+    val `values`: List<kotlin.String>
+
+){
+
+
+
+
+
+    companion object
+}
+
+/**
+ * @suppress
+ */
+public object FfiConverterTypeAttributeValues: FfiConverterRustBuffer<AttributeValues> {
+    override fun read(buf: ByteBuffer): AttributeValues {
+        return AttributeValues(
+            FfiConverterString.read(buf),
+            FfiConverterSequenceString.read(buf),
+        )
+    }
+
+    override fun allocationSize(value: AttributeValues) = (
+            FfiConverterString.allocationSize(value.`attribute`) +
+            FfiConverterSequenceString.allocationSize(value.`values`)
+    )
+
+    override fun write(value: AttributeValues, buf: ByteBuffer) {
+            FfiConverterString.write(value.`attribute`, buf)
+            FfiConverterSequenceString.write(value.`values`, buf)
+    }
+}
+
+
+
+/**
+ * An item of the history that carries a part of a recommended one's score.
  */
 data class Because (
     /**
@@ -2266,9 +2474,14 @@ data class Because (
     val `item`: kotlin.String
     ,
     /**
-     * Share of all positive similarity, 0 to 1.
+     * Share of all positive parts, 0 to 1.
      */
     val `share`: kotlin.Float
+    ,
+    /**
+     * What the recommended item's score loses without this event.
+     */
+    val `contribution`: kotlin.Float
 
 ){
 
@@ -2287,17 +2500,114 @@ public object FfiConverterTypeBecause: FfiConverterRustBuffer<Because> {
         return Because(
             FfiConverterString.read(buf),
             FfiConverterFloat.read(buf),
+            FfiConverterFloat.read(buf),
         )
     }
 
     override fun allocationSize(value: Because) = (
             FfiConverterString.allocationSize(value.`item`) +
-            FfiConverterFloat.allocationSize(value.`share`)
+            FfiConverterFloat.allocationSize(value.`share`) +
+            FfiConverterFloat.allocationSize(value.`contribution`)
     )
 
     override fun write(value: Because, buf: ByteBuffer) {
             FfiConverterString.write(value.`item`, buf)
             FfiConverterFloat.write(value.`share`, buf)
+            FfiConverterFloat.write(value.`contribution`, buf)
+    }
+}
+
+
+
+/**
+ * A value gets its share of the user's history plus the slack, times k, rounded up.
+ */
+data class Calibration (
+    /**
+     * The attribute.
+     */
+    val `attribute`: kotlin.String
+    ,
+    /**
+     * 0 repeats the history's mixture, 1 caps nothing.
+     */
+    val `slack`: kotlin.Float
+
+){
+
+
+
+
+
+    companion object
+}
+
+/**
+ * @suppress
+ */
+public object FfiConverterTypeCalibration: FfiConverterRustBuffer<Calibration> {
+    override fun read(buf: ByteBuffer): Calibration {
+        return Calibration(
+            FfiConverterString.read(buf),
+            FfiConverterFloat.read(buf),
+        )
+    }
+
+    override fun allocationSize(value: Calibration) = (
+            FfiConverterString.allocationSize(value.`attribute`) +
+            FfiConverterFloat.allocationSize(value.`slack`)
+    )
+
+    override fun write(value: Calibration, buf: ByteBuffer) {
+            FfiConverterString.write(value.`attribute`, buf)
+            FfiConverterFloat.write(value.`slack`, buf)
+    }
+}
+
+
+
+/**
+ * At most so many items per value of an attribute, as three of a brand.
+ */
+data class Cap (
+    /**
+     * The attribute.
+     */
+    val `attribute`: kotlin.String
+    ,
+    /**
+     * Items per value.
+     */
+    val `items`: kotlin.Int
+
+){
+
+
+
+
+
+    companion object
+}
+
+/**
+ * @suppress
+ */
+public object FfiConverterTypeCap: FfiConverterRustBuffer<Cap> {
+    override fun read(buf: ByteBuffer): Cap {
+        return Cap(
+            FfiConverterString.read(buf),
+            FfiConverterInt.read(buf),
+        )
+    }
+
+    override fun allocationSize(value: Cap) = (
+            FfiConverterString.allocationSize(value.`attribute`) +
+            FfiConverterInt.allocationSize(value.`items`)
+    )
+
+    override fun write(value: Cap, buf: ByteBuffer) {
+            FfiConverterString.write(value.`attribute`, buf)
+            FfiConverterInt.write(value.`items`, buf)
     }
 }
 
@@ -2359,6 +2669,117 @@ public object FfiConverterTypeEvent: FfiConverterRustBuffer<Event> {
 
 
 /**
+ * The feature of one modality.
+ */
+data class Feature (
+    /**
+     * Name of the modality.
+     */
+    val `modality`: kotlin.String
+    ,
+    /**
+     * As many values as the modality has.
+     */
+    val `values`: List<kotlin.Float>
+
+){
+
+
+
+
+
+    companion object
+}
+
+/**
+ * @suppress
+ */
+public object FfiConverterTypeFeature: FfiConverterRustBuffer<Feature> {
+    override fun read(buf: ByteBuffer): Feature {
+        return Feature(
+            FfiConverterString.read(buf),
+            FfiConverterSequenceFloat.read(buf),
+        )
+    }
+
+    override fun allocationSize(value: Feature) = (
+            FfiConverterString.allocationSize(value.`modality`) +
+            FfiConverterSequenceFloat.allocationSize(value.`values`)
+    )
+
+    override fun write(value: Feature, buf: ByteBuffer) {
+            FfiConverterString.write(value.`modality`, buf)
+            FfiConverterSequenceFloat.write(value.`values`, buf)
+    }
+}
+
+
+
+/**
+ * What new items gain: the weight, in standard deviations of the user's scores, halved per
+ * half-life of age.
+ */
+data class Freshness (
+    /**
+     * The attribute that holds an item's time, a number.
+     */
+    val `attribute`: kotlin.String
+    ,
+    /**
+     * The present, in the unit of the attribute.
+     */
+    val `now`: kotlin.Double
+    ,
+    /**
+     * In the same unit.
+     */
+    val `halfLife`: kotlin.Double
+    ,
+    /**
+     * -100 to 100.
+     */
+    val `weight`: kotlin.Float
+
+){
+
+
+
+
+
+    companion object
+}
+
+/**
+ * @suppress
+ */
+public object FfiConverterTypeFreshness: FfiConverterRustBuffer<Freshness> {
+    override fun read(buf: ByteBuffer): Freshness {
+        return Freshness(
+            FfiConverterString.read(buf),
+            FfiConverterDouble.read(buf),
+            FfiConverterDouble.read(buf),
+            FfiConverterFloat.read(buf),
+        )
+    }
+
+    override fun allocationSize(value: Freshness) = (
+            FfiConverterString.allocationSize(value.`attribute`) +
+            FfiConverterDouble.allocationSize(value.`now`) +
+            FfiConverterDouble.allocationSize(value.`halfLife`) +
+            FfiConverterFloat.allocationSize(value.`weight`)
+    )
+
+    override fun write(value: Freshness, buf: ByteBuffer) {
+            FfiConverterString.write(value.`attribute`, buf)
+            FfiConverterDouble.write(value.`now`, buf)
+            FfiConverterDouble.write(value.`halfLife`, buf)
+            FfiConverterFloat.write(value.`weight`, buf)
+    }
+}
+
+
+
+/**
  * What a bundle is.
  */
 data class Info (
@@ -2408,6 +2829,11 @@ data class Info (
     val `attributes`: List<kotlin.String>
     ,
     /**
+     * Names of the features that an added item may have.
+     */
+    val `modalities`: List<kotlin.String>
+    ,
+    /**
      * Whether recommendations follow the history. Without a tower they follow popularity.
      */
     val `personal`: kotlin.Boolean
@@ -2441,6 +2867,7 @@ public object FfiConverterTypeInfo: FfiConverterRustBuffer<Info> {
             FfiConverterInt.read(buf),
             FfiConverterSequenceString.read(buf),
             FfiConverterSequenceString.read(buf),
+            FfiConverterSequenceString.read(buf),
             FfiConverterBoolean.read(buf),
             FfiConverterString.read(buf),
         )
@@ -2456,6 +2883,7 @@ public object FfiConverterTypeInfo: FfiConverterRustBuffer<Info> {
             FfiConverterInt.allocationSize(value.`window`) +
             FfiConverterSequenceString.allocationSize(value.`behaviors`) +
             FfiConverterSequenceString.allocationSize(value.`attributes`) +
+            FfiConverterSequenceString.allocationSize(value.`modalities`) +
             FfiConverterBoolean.allocationSize(value.`personal`) +
             FfiConverterString.allocationSize(value.`card`)
     )
@@ -2470,8 +2898,111 @@ public object FfiConverterTypeInfo: FfiConverterRustBuffer<Info> {
             FfiConverterInt.write(value.`window`, buf)
             FfiConverterSequenceString.write(value.`behaviors`, buf)
             FfiConverterSequenceString.write(value.`attributes`, buf)
+            FfiConverterSequenceString.write(value.`modalities`, buf)
             FfiConverterBoolean.write(value.`personal`, buf)
             FfiConverterString.write(value.`card`, buf)
+    }
+}
+
+
+
+/**
+ * How much an item's vector rests on a modality.
+ */
+data class ModalityShare (
+    /**
+     * Name of the modality.
+     */
+    val `name`: kotlin.String
+    ,
+    /**
+     * 0 to 1; the shares of an item add up to 1.
+     */
+    val `share`: kotlin.Float
+
+){
+
+
+
+
+
+    companion object
+}
+
+/**
+ * @suppress
+ */
+public object FfiConverterTypeModalityShare: FfiConverterRustBuffer<ModalityShare> {
+    override fun read(buf: ByteBuffer): ModalityShare {
+        return ModalityShare(
+            FfiConverterString.read(buf),
+            FfiConverterFloat.read(buf),
+        )
+    }
+
+    override fun allocationSize(value: ModalityShare) = (
+            FfiConverterString.allocationSize(value.`name`) +
+            FfiConverterFloat.allocationSize(value.`share`)
+    )
+
+    override fun write(value: ModalityShare, buf: ByteBuffer) {
+            FfiConverterString.write(value.`name`, buf)
+            FfiConverterFloat.write(value.`share`, buf)
+    }
+}
+
+
+
+/**
+ * An item that the bundle does not hold, described by its features.
+ */
+data class NewItem (
+    /**
+     * The app's own key.
+     */
+    val `item`: kotlin.String
+    ,
+    /**
+     * Raw features of any subset of the bundle's modalities, at least one.
+     */
+    val `features`: List<Feature>
+    ,
+    /**
+     * Values for filters and caps.
+     */
+    val `attributes`: List<AttributeValues> = listOf()
+
+){
+
+
+
+
+
+    companion object
+}
+
+/**
+ * @suppress
+ */
+public object FfiConverterTypeNewItem: FfiConverterRustBuffer<NewItem> {
+    override fun read(buf: ByteBuffer): NewItem {
+        return NewItem(
+            FfiConverterString.read(buf),
+            FfiConverterSequenceTypeFeature.read(buf),
+            FfiConverterSequenceTypeAttributeValues.read(buf),
+        )
+    }
+
+    override fun allocationSize(value: NewItem) = (
+            FfiConverterString.allocationSize(value.`item`) +
+            FfiConverterSequenceTypeFeature.allocationSize(value.`features`) +
+            FfiConverterSequenceTypeAttributeValues.allocationSize(value.`attributes`)
+    )
+
+    override fun write(value: NewItem, buf: ByteBuffer) {
+            FfiConverterString.write(value.`item`, buf)
+            FfiConverterSequenceTypeFeature.write(value.`features`, buf)
+            FfiConverterSequenceTypeAttributeValues.write(value.`attributes`, buf)
     }
 }
 
@@ -2608,9 +3139,52 @@ data class Query (
     val `diversity`: kotlin.Float = 0.0f
     ,
     /**
-     * How many of the best items diversity chooses from; 0 is the default of 5 k, at least 100.
+     * How diversity keeps items apart.
+     */
+    val `method`: DiversityMethod? = null
+    ,
+    /**
+     * How many of the best items diversity and exploration choose from; 0 is the default of 5 k,
+     * at least 100.
      */
     val `pool`: kotlin.Int = 0
+    ,
+    /**
+     * At most so many items per value of an attribute.
+     */
+    val `caps`: List<Cap> = listOf()
+    ,
+    /**
+     * Caps by the user's own mixture of values.
+     */
+    val `calibrations`: List<Calibration> = listOf()
+    ,
+    /**
+     * What the most popular item gains over the least popular one, in standard deviations of
+     * the user's scores; negative speaks for the unknown. -100 to 100.
+     */
+    val `popularity`: kotlin.Float = 0.0f
+    ,
+    /**
+     * What new items gain.
+     */
+    val `freshness`: List<Freshness> = listOf()
+    ,
+    /**
+     * Temperature of exploration, 0 to 100: 0 always gives the best, more gives others a chance.
+     */
+    val `explore`: kotlin.Float = 0.0f
+    ,
+    /**
+     * Seed of exploration: the same gives the same list.
+     */
+    val `seed`: kotlin.Long = 0L
+    ,
+    /**
+     * How many partitions of the table to look at; 0 is what the bundle proposes, -1 all that
+     * can matter. Tables without partitions are always searched as a whole.
+     */
+    val `probes`: kotlin.Int = 0
     ,
     /**
      * Items to leave out. Unknown ones are ignored.
@@ -2645,6 +3219,14 @@ public object FfiConverterTypeQuery: FfiConverterRustBuffer<Query> {
             FfiConverterInt.read(buf),
             FfiConverterOptionalString.read(buf),
             FfiConverterFloat.read(buf),
+            FfiConverterOptionalTypeDiversityMethod.read(buf),
+            FfiConverterInt.read(buf),
+            FfiConverterSequenceTypeCap.read(buf),
+            FfiConverterSequenceTypeCalibration.read(buf),
+            FfiConverterFloat.read(buf),
+            FfiConverterSequenceTypeFreshness.read(buf),
+            FfiConverterFloat.read(buf),
+            FfiConverterLong.read(buf),
             FfiConverterInt.read(buf),
             FfiConverterSequenceString.read(buf),
             FfiConverterBoolean.read(buf),
@@ -2656,7 +3238,15 @@ public object FfiConverterTypeQuery: FfiConverterRustBuffer<Query> {
             FfiConverterInt.allocationSize(value.`k`) +
             FfiConverterOptionalString.allocationSize(value.`filter`) +
             FfiConverterFloat.allocationSize(value.`diversity`) +
+            FfiConverterOptionalTypeDiversityMethod.allocationSize(value.`method`) +
             FfiConverterInt.allocationSize(value.`pool`) +
+            FfiConverterSequenceTypeCap.allocationSize(value.`caps`) +
+            FfiConverterSequenceTypeCalibration.allocationSize(value.`calibrations`) +
+            FfiConverterFloat.allocationSize(value.`popularity`) +
+            FfiConverterSequenceTypeFreshness.allocationSize(value.`freshness`) +
+            FfiConverterFloat.allocationSize(value.`explore`) +
+            FfiConverterLong.allocationSize(value.`seed`) +
+            FfiConverterInt.allocationSize(value.`probes`) +
             FfiConverterSequenceString.allocationSize(value.`exclude`) +
             FfiConverterBoolean.allocationSize(value.`includeSeen`) +
             FfiConverterBoolean.allocationSize(value.`explain`)
@@ -2666,7 +3256,15 @@ public object FfiConverterTypeQuery: FfiConverterRustBuffer<Query> {
             FfiConverterInt.write(value.`k`, buf)
             FfiConverterOptionalString.write(value.`filter`, buf)
             FfiConverterFloat.write(value.`diversity`, buf)
+            FfiConverterOptionalTypeDiversityMethod.write(value.`method`, buf)
             FfiConverterInt.write(value.`pool`, buf)
+            FfiConverterSequenceTypeCap.write(value.`caps`, buf)
+            FfiConverterSequenceTypeCalibration.write(value.`calibrations`, buf)
+            FfiConverterFloat.write(value.`popularity`, buf)
+            FfiConverterSequenceTypeFreshness.write(value.`freshness`, buf)
+            FfiConverterFloat.write(value.`explore`, buf)
+            FfiConverterLong.write(value.`seed`, buf)
+            FfiConverterInt.write(value.`probes`, buf)
             FfiConverterSequenceString.write(value.`exclude`, buf)
             FfiConverterBoolean.write(value.`includeSeen`, buf)
             FfiConverterBoolean.write(value.`explain`, buf)
@@ -2737,9 +3335,15 @@ data class Recommendation (
     val `score`: kotlin.Float
     ,
     /**
-     * Up to three items of the history that lie closest to this one; empty unless asked for.
+     * Up to three items of the history that carry this one's score; empty unless asked for.
      */
     val `because`: List<Because>
+    ,
+    /**
+     * How much the item's vector rests on each modality, most first; empty unless asked for, and
+     * for items that the bundle does not tell of.
+     */
+    val `modalities`: List<ModalityShare>
 
 ){
 
@@ -2759,21 +3363,114 @@ public object FfiConverterTypeRecommendation: FfiConverterRustBuffer<Recommendat
             FfiConverterString.read(buf),
             FfiConverterFloat.read(buf),
             FfiConverterSequenceTypeBecause.read(buf),
+            FfiConverterSequenceTypeModalityShare.read(buf),
         )
     }
 
     override fun allocationSize(value: Recommendation) = (
             FfiConverterString.allocationSize(value.`item`) +
             FfiConverterFloat.allocationSize(value.`score`) +
-            FfiConverterSequenceTypeBecause.allocationSize(value.`because`)
+            FfiConverterSequenceTypeBecause.allocationSize(value.`because`) +
+            FfiConverterSequenceTypeModalityShare.allocationSize(value.`modalities`)
     )
 
     override fun write(value: Recommendation, buf: ByteBuffer) {
             FfiConverterString.write(value.`item`, buf)
             FfiConverterFloat.write(value.`score`, buf)
             FfiConverterSequenceTypeBecause.write(value.`because`, buf)
+            FfiConverterSequenceTypeModalityShare.write(value.`modalities`, buf)
     }
 }
+
+
+
+/**
+ * What became of an added item.
+ */
+
+enum class Added {
+
+    /**
+     * It is ranked from now on.
+     */
+    RANKED,
+    /**
+     * It is ranked in place of an earlier one with the same key.
+     */
+    REPLACED,
+    /**
+     * The bundle holds it; nothing was changed, because the bundle knows more of it.
+     */
+    IN_BUNDLE;
+
+
+
+
+    companion object
+}
+
+
+/**
+ * @suppress
+ */
+public object FfiConverterTypeAdded: FfiConverterRustBuffer<Added> {
+    override fun read(buf: ByteBuffer) = try {
+        Added.values()[buf.getInt() - 1]
+    } catch (e: IndexOutOfBoundsException) {
+        throw RuntimeException("invalid enum value, something is very wrong!!", e)
+    }
+
+    override fun allocationSize(value: Added) = 4UL
+
+    override fun write(value: Added, buf: ByteBuffer) {
+        buf.putInt(value.ordinal + 1)
+    }
+}
+
+
+
+
+
+/**
+ * How diversity keeps items apart.
+ */
+
+enum class DiversityMethod {
+
+    /**
+     * Maximal marginal relevance: an item by item trade of score against likeness. The default.
+     */
+    MMR,
+    /**
+     * A determinantal point process: the list as a whole spans the most.
+     */
+    DPP;
+
+
+
+
+    companion object
+}
+
+
+/**
+ * @suppress
+ */
+public object FfiConverterTypeDiversityMethod: FfiConverterRustBuffer<DiversityMethod> {
+    override fun read(buf: ByteBuffer) = try {
+        DiversityMethod.values()[buf.getInt() - 1]
+    } catch (e: IndexOutOfBoundsException) {
+        throw RuntimeException("invalid enum value, something is very wrong!!", e)
+    }
+
+    override fun allocationSize(value: DiversityMethod) = 4UL
+
+    override fun write(value: DiversityMethod, buf: ByteBuffer) {
+        buf.putInt(value.ordinal + 1)
+    }
+}
+
+
 
 
 
@@ -3251,6 +3948,66 @@ public object FfiConverterOptionalTypeProbe: FfiConverterRustBuffer<Probe?> {
 /**
  * @suppress
  */
+public object FfiConverterOptionalTypeDiversityMethod: FfiConverterRustBuffer<DiversityMethod?> {
+    override fun read(buf: ByteBuffer): DiversityMethod? {
+        if (buf.get().toInt() == 0) {
+            return null
+        }
+        return FfiConverterTypeDiversityMethod.read(buf)
+    }
+
+    override fun allocationSize(value: DiversityMethod?): ULong {
+        if (value == null) {
+            return 1UL
+        } else {
+            return 1UL + FfiConverterTypeDiversityMethod.allocationSize(value)
+        }
+    }
+
+    override fun write(value: DiversityMethod?, buf: ByteBuffer) {
+        if (value == null) {
+            buf.put(0)
+        } else {
+            buf.put(1)
+            FfiConverterTypeDiversityMethod.write(value, buf)
+        }
+    }
+}
+
+
+
+
+/**
+ * @suppress
+ */
+public object FfiConverterSequenceFloat: FfiConverterRustBuffer<List<kotlin.Float>> {
+    override fun read(buf: ByteBuffer): List<kotlin.Float> {
+        val len = buf.getInt()
+        return List<kotlin.Float>(len) {
+            FfiConverterFloat.read(buf)
+        }
+    }
+
+    override fun allocationSize(value: List<kotlin.Float>): ULong {
+        val sizeForLength = 4UL
+        val sizeForItems = value.map { FfiConverterFloat.allocationSize(it) }.sum()
+        return sizeForLength + sizeForItems
+    }
+
+    override fun write(value: List<kotlin.Float>, buf: ByteBuffer) {
+        buf.putInt(value.size)
+        value.iterator().forEach {
+            FfiConverterFloat.write(it, buf)
+        }
+    }
+}
+
+
+
+
+/**
+ * @suppress
+ */
 public object FfiConverterSequenceString: FfiConverterRustBuffer<List<kotlin.String>> {
     override fun read(buf: ByteBuffer): List<kotlin.String> {
         val len = buf.getInt()
@@ -3269,6 +4026,62 @@ public object FfiConverterSequenceString: FfiConverterRustBuffer<List<kotlin.Str
         buf.putInt(value.size)
         value.iterator().forEach {
             FfiConverterString.write(it, buf)
+        }
+    }
+}
+
+
+
+
+/**
+ * @suppress
+ */
+public object FfiConverterSequenceTypeAddedItem: FfiConverterRustBuffer<List<AddedItem>> {
+    override fun read(buf: ByteBuffer): List<AddedItem> {
+        val len = buf.getInt()
+        return List<AddedItem>(len) {
+            FfiConverterTypeAddedItem.read(buf)
+        }
+    }
+
+    override fun allocationSize(value: List<AddedItem>): ULong {
+        val sizeForLength = 4UL
+        val sizeForItems = value.map { FfiConverterTypeAddedItem.allocationSize(it) }.sum()
+        return sizeForLength + sizeForItems
+    }
+
+    override fun write(value: List<AddedItem>, buf: ByteBuffer) {
+        buf.putInt(value.size)
+        value.iterator().forEach {
+            FfiConverterTypeAddedItem.write(it, buf)
+        }
+    }
+}
+
+
+
+
+/**
+ * @suppress
+ */
+public object FfiConverterSequenceTypeAttributeValues: FfiConverterRustBuffer<List<AttributeValues>> {
+    override fun read(buf: ByteBuffer): List<AttributeValues> {
+        val len = buf.getInt()
+        return List<AttributeValues>(len) {
+            FfiConverterTypeAttributeValues.read(buf)
+        }
+    }
+
+    override fun allocationSize(value: List<AttributeValues>): ULong {
+        val sizeForLength = 4UL
+        val sizeForItems = value.map { FfiConverterTypeAttributeValues.allocationSize(it) }.sum()
+        return sizeForLength + sizeForItems
+    }
+
+    override fun write(value: List<AttributeValues>, buf: ByteBuffer) {
+        buf.putInt(value.size)
+        value.iterator().forEach {
+            FfiConverterTypeAttributeValues.write(it, buf)
         }
     }
 }
@@ -3307,6 +4120,62 @@ public object FfiConverterSequenceTypeBecause: FfiConverterRustBuffer<List<Becau
 /**
  * @suppress
  */
+public object FfiConverterSequenceTypeCalibration: FfiConverterRustBuffer<List<Calibration>> {
+    override fun read(buf: ByteBuffer): List<Calibration> {
+        val len = buf.getInt()
+        return List<Calibration>(len) {
+            FfiConverterTypeCalibration.read(buf)
+        }
+    }
+
+    override fun allocationSize(value: List<Calibration>): ULong {
+        val sizeForLength = 4UL
+        val sizeForItems = value.map { FfiConverterTypeCalibration.allocationSize(it) }.sum()
+        return sizeForLength + sizeForItems
+    }
+
+    override fun write(value: List<Calibration>, buf: ByteBuffer) {
+        buf.putInt(value.size)
+        value.iterator().forEach {
+            FfiConverterTypeCalibration.write(it, buf)
+        }
+    }
+}
+
+
+
+
+/**
+ * @suppress
+ */
+public object FfiConverterSequenceTypeCap: FfiConverterRustBuffer<List<Cap>> {
+    override fun read(buf: ByteBuffer): List<Cap> {
+        val len = buf.getInt()
+        return List<Cap>(len) {
+            FfiConverterTypeCap.read(buf)
+        }
+    }
+
+    override fun allocationSize(value: List<Cap>): ULong {
+        val sizeForLength = 4UL
+        val sizeForItems = value.map { FfiConverterTypeCap.allocationSize(it) }.sum()
+        return sizeForLength + sizeForItems
+    }
+
+    override fun write(value: List<Cap>, buf: ByteBuffer) {
+        buf.putInt(value.size)
+        value.iterator().forEach {
+            FfiConverterTypeCap.write(it, buf)
+        }
+    }
+}
+
+
+
+
+/**
+ * @suppress
+ */
 public object FfiConverterSequenceTypeEvent: FfiConverterRustBuffer<List<Event>> {
     override fun read(buf: ByteBuffer): List<Event> {
         val len = buf.getInt()
@@ -3325,6 +4194,90 @@ public object FfiConverterSequenceTypeEvent: FfiConverterRustBuffer<List<Event>>
         buf.putInt(value.size)
         value.iterator().forEach {
             FfiConverterTypeEvent.write(it, buf)
+        }
+    }
+}
+
+
+
+
+/**
+ * @suppress
+ */
+public object FfiConverterSequenceTypeFeature: FfiConverterRustBuffer<List<Feature>> {
+    override fun read(buf: ByteBuffer): List<Feature> {
+        val len = buf.getInt()
+        return List<Feature>(len) {
+            FfiConverterTypeFeature.read(buf)
+        }
+    }
+
+    override fun allocationSize(value: List<Feature>): ULong {
+        val sizeForLength = 4UL
+        val sizeForItems = value.map { FfiConverterTypeFeature.allocationSize(it) }.sum()
+        return sizeForLength + sizeForItems
+    }
+
+    override fun write(value: List<Feature>, buf: ByteBuffer) {
+        buf.putInt(value.size)
+        value.iterator().forEach {
+            FfiConverterTypeFeature.write(it, buf)
+        }
+    }
+}
+
+
+
+
+/**
+ * @suppress
+ */
+public object FfiConverterSequenceTypeFreshness: FfiConverterRustBuffer<List<Freshness>> {
+    override fun read(buf: ByteBuffer): List<Freshness> {
+        val len = buf.getInt()
+        return List<Freshness>(len) {
+            FfiConverterTypeFreshness.read(buf)
+        }
+    }
+
+    override fun allocationSize(value: List<Freshness>): ULong {
+        val sizeForLength = 4UL
+        val sizeForItems = value.map { FfiConverterTypeFreshness.allocationSize(it) }.sum()
+        return sizeForLength + sizeForItems
+    }
+
+    override fun write(value: List<Freshness>, buf: ByteBuffer) {
+        buf.putInt(value.size)
+        value.iterator().forEach {
+            FfiConverterTypeFreshness.write(it, buf)
+        }
+    }
+}
+
+
+
+
+/**
+ * @suppress
+ */
+public object FfiConverterSequenceTypeModalityShare: FfiConverterRustBuffer<List<ModalityShare>> {
+    override fun read(buf: ByteBuffer): List<ModalityShare> {
+        val len = buf.getInt()
+        return List<ModalityShare>(len) {
+            FfiConverterTypeModalityShare.read(buf)
+        }
+    }
+
+    override fun allocationSize(value: List<ModalityShare>): ULong {
+        val sizeForLength = 4UL
+        val sizeForItems = value.map { FfiConverterTypeModalityShare.allocationSize(it) }.sum()
+        return sizeForLength + sizeForItems
+    }
+
+    override fun write(value: List<ModalityShare>, buf: ByteBuffer) {
+        buf.putInt(value.size)
+        value.iterator().forEach {
+            FfiConverterTypeModalityShare.write(it, buf)
         }
     }
 }

@@ -53,7 +53,11 @@ private fun TercetException.reasonText(): String = when (this) {
 private fun bits(x: Float) = "%08x".format(x.toRawBits())
 
 private fun lines(best: List<Recommendation>) =
-    best.map { r -> (listOf(r.item, bits(r.score)) + r.because.flatMap { listOf(it.item, bits(it.share)) }).joinToString("\t") }
+    best.map { r ->
+        val because = r.because.flatMap { listOf(it.item, bits(it.share), bits(it.contribution)) }
+        val modalities = r.modalities.flatMap { listOf("~" + it.name, bits(it.share)) }
+        (listOf(r.item, bits(r.score)) + because + modalities).joinToString("\t")
+    }
 
 private class Scenario(private val fixtures: File, private val scratch: File) {
     private lateinit var tercet: Tercet
@@ -87,16 +91,53 @@ private class Scenario(private val fixtures: File, private val scratch: File) {
                 return listOf("${if (known) "known" else "unknown"}\theard\t$heard")
             }
             "history" -> return tercet.blocking.history().map { it.item }
+            "add" -> {
+                var item = NewItemBuilder(words[1])
+                for (part in words.drop(2)) {
+                    val name = part.substringBefore('=')
+                    val values = part.substringAfter('=').split(',')
+                    item = if (name.startsWith("@")) {
+                        item.attribute(name.drop(1), *values.toTypedArray())
+                    } else {
+                        item.feature(name, FloatArray(values.size) { values[it].toFloat() })
+                    }
+                }
+                val outcome = when (tercet.blocking.addItem(item.build())) {
+                    Added.RANKED -> "ranked"
+                    Added.REPLACED -> "replaced"
+                    Added.IN_BUNDLE -> "in the bundle"
+                }
+                return listOf("$outcome\theard\t$heard")
+            }
+            "remove" -> {
+                val there = runBlocking { tercet.removeItem(words[1]) }
+                return listOf("${if (there) "removed" else "not there"}\theard\t$heard")
+            }
+            "added" -> return tercet.blocking.addedItems().map { "${it.item}\t${if (it.ranked) "ranked" else "kept"}" }
             "recommend" -> {
                 var query = Query(k = 0)
                 for (setting in words.drop(1)) {
                     val value = setting.substringAfter('=')
+                    val parts = value.split(':')
                     query = when (setting.substringBefore('=')) {
                         "k" -> query.copy(k = value.toInt())
                         "filter" -> query.copy(filter = value)
                         "diversity" -> query.copy(diversity = value.toFloat())
                         "pool" -> query.copy(pool = value.toInt())
                         "exclude" -> query.copy(exclude = value.split(','))
+                        "dpp" -> query.copy(method = DiversityMethod.DPP)
+                        "cap" -> query.copy(caps = query.caps + Cap(parts[0], parts[1].toInt()))
+                        "calibrate" ->
+                            query.copy(calibrations = query.calibrations + Calibration(parts[0], parts[1].toFloat()))
+                        "popularity" -> query.copy(popularity = value.toFloat())
+                        "freshness" -> query.copy(
+                            freshness = listOf(
+                                Freshness(parts[0], parts[1].toDouble(), parts[2].toDouble(), parts[3].toFloat()),
+                            ),
+                        )
+                        "explore" -> query.copy(explore = value.toFloat())
+                        "seed" -> query.copy(seed = value.toLong())
+                        "probes" -> query.copy(probes = value.toInt())
                         "include_seen" -> query.copy(includeSeen = true)
                         "explain" -> query.copy(explain = true)
                         else -> error(setting)

@@ -44,6 +44,18 @@ public class Tercet private constructor(
     public suspend fun record(item: String, behavior: String? = null, timestamp: Long? = null): Boolean =
         away { blocking.record(item, behavior, timestamp) }
 
+    /**
+     * Adds an item that the bundle does not hold: the bundle's fusion tower makes its vector, and it
+     * is ranked with the others from then on. [save] keeps it.
+     */
+    public suspend fun addItem(item: NewItem): Added = away { blocking.addItem(item) }
+
+    /** Takes an added item away. Returns whether there was one. */
+    public suspend fun removeItem(item: String): Boolean = away { blocking.removeItem(item) }
+
+    /** The added items, in the order in which they came. */
+    public suspend fun addedItems(): List<AddedItem> = away { blocking.addedItems() }
+
     /** The best items for this user. */
     public suspend fun recommend(query: Query): List<Recommendation> = away { blocking.recommend(query) }
 
@@ -71,10 +83,10 @@ public class Tercet private constructor(
     /** Runs the bundle's own health check; null if it has none. */
     public suspend fun probe(): Probe? = away { blocking.probe() }
 
-    /** Writes the history to a file, which is replaced at once or not at all. */
+    /** Writes history and added items to a file, which is replaced at once or not at all. */
     public suspend fun save(path: String): Unit = away { blocking.save(path) }
 
-    /** Replaces the history by that of a file; on an error it stays as it was. */
+    /** Replaces history and added items by those of a file; on an error they stay as they were. */
     public suspend fun restore(path: String): Unit = away { blocking.restore(path) }
 
     /** Forgets everything about the user, and deletes the file, if given. */
@@ -141,6 +153,15 @@ public class Tercet private constructor(
         @Throws(TercetException::class)
         public fun record(item: String, behavior: String? = null, timestamp: Long? = null): Boolean =
             changing { engine.record(Event(item, behavior, timestamp)) }
+
+        @Throws(TercetException::class)
+        public fun addItem(item: NewItem): Added = changing { engine.addItem(item) }
+
+        @Throws(TercetException::class)
+        public fun removeItem(item: String): Boolean = changing { engine.removeItem(item) }
+
+        @Throws(TercetException::class)
+        public fun addedItems(): List<AddedItem> = guarded { engine.addedItems() }
 
         @Throws(TercetException::class)
         public fun recommend(query: Query): List<Recommendation> = guarded { engine.recommend(query) }
