@@ -27,6 +27,8 @@ class Info:
     window: int
     behaviors: tuple[str, ...]
     attributes: tuple[str, ...]
+    modalities: dict[str, int]
+    """Names and widths of the features that an added item may have."""
     card: Any
 
 
@@ -44,6 +46,7 @@ class Bundle:
         fields = json.loads(self._native.describe())
         fields["behaviors"] = tuple(fields["behaviors"])
         fields["attributes"] = tuple(fields["attributes"])
+        fields["modalities"] = {m["name"]: m["dim"] for m in fields["modalities"]}
         return Info(**fields)
 
     def session(self, *, max_history: int = 512) -> _native.Session:
