@@ -39,7 +39,7 @@ pub use bundle::{
     TensorWriter,
 };
 pub use diversity::{DiversityMethod, MAX_POOL};
-pub use engine::{EngineKind, FusionTower, Input, InputData, Tower, UserTower};
+pub use engine::{EngineKind, Follower, FusionTower, Input, InputData, Tower, UserTower};
 pub use error::{Error, Result};
 pub use filter::{Filter, MAX_FILTER_BYTES, MAX_FILTER_DEPTH, MAX_FILTER_TERMS, Selection};
 pub use history::{Event, History, MAX_HISTORY, Recorded};

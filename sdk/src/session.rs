@@ -192,13 +192,14 @@ impl Session {
     /// [`Error::MissingTower`], [`Error::EngineUnavailable`], [`Error::Engine`].
     pub fn user_vector(&mut self) -> Result<&[f32]> {
         if self.vector.is_none() {
-            let events: Vec<(Row, i64)> = self.known.iter().copied().flatten().collect();
-            if self.tower.is_none() {
-                self.tower = Some(self.bundle.load_user_tower()?);
-            }
-            if let Some(tower) = &mut self.tower {
-                self.vector = Some(tower.encode(&self.table, &[events])?);
-            }
+            let tower = match &mut self.tower {
+                Some(tower) => tower,
+                None => self.tower.insert(self.bundle.load_user_tower()?),
+            };
+            let latest = self.known.iter().rev().copied().flatten();
+            let mut events: Vec<(Row, i64)> = latest.take(tower.window()).collect();
+            events.reverse();
+            self.vector = Some(tower.follow(&self.table, &events)?);
         }
         Ok(self.vector.as_deref().unwrap_or_default())
     }
@@ -508,6 +509,9 @@ impl Session {
         self.known = known?;
         self.table = table;
         self.vector = None;
+        if let Some(tower) = &mut self.tower {
+            tower.forget();
+        }
         Ok(())
     }
 
@@ -532,6 +536,9 @@ impl Session {
         self.vector = None;
         self.added = Vec::new();
         self.table = self.bundle.table().clone();
+        if let Some(tower) = &mut self.tower {
+            tower.forget();
+        }
         match snapshot.map(|path| (path, std::fs::remove_file(path))) {
             Some((path, Err(e))) if e.kind() != std::io::ErrorKind::NotFound => {
                 Err(Error::io("delete", path, e))

@@ -3,14 +3,12 @@
 
 mod common;
 
-use std::path::Path;
-
-use common::{DIM, Rng, keys, manifest};
+use common::{DIM, Rng, keys, manifest, tensor_file};
 use tercet::bundle::Modality;
 use tercet::{
     Added, Bundle, BundleWriter, Error, Event, Filter, Input, InputData, ItemTableBuilder,
-    MAX_ADDED, NewItem, Query, Recorded, Scheme, Session, SessionOptions, TensorSpec, TensorWriter,
-    Together, Tower, recommend_together,
+    MAX_ADDED, NewItem, Query, Recorded, Scheme, Session, SessionOptions, Together, Tower,
+    recommend_together,
 };
 
 const N: usize = 100;
@@ -59,9 +57,9 @@ impl Weights {
         v
     }
 
-    fn write(&self, path: &Path) {
+    fn file(&self) -> Vec<u8> {
         let width = HIDDEN + DIM;
-        let tensors: [(&str, Vec<usize>, Vec<f32>); 8] = [
+        tensor_file(&[
             ("fusion.text.mean", vec![TEXT], vec![0.5; TEXT]),
             ("fusion.text.inv_std", vec![TEXT], vec![2.0; TEXT]),
             ("fusion.text.weight", vec![TEXT, width], self.text.clone()),
@@ -74,17 +72,7 @@ impl Weights {
             ("fusion.image.bias", vec![width], vec![0.0; width]),
             ("fusion.bias", vec![width], self.bias.clone()),
             ("fusion.out.weight", vec![HIDDEN, DIM], self.out.clone()),
-        ];
-        let specs: Vec<TensorSpec> = tensors
-            .iter()
-            .map(|(name, shape, _)| TensorSpec::new(*name, safetensors::Dtype::F32, shape.clone()))
-            .collect();
-        let mut writer = TensorWriter::create(path, &specs).unwrap();
-        for (name, _, values) in &tensors {
-            let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-            writer.write(name, &bytes).unwrap();
-        }
-        writer.finish().unwrap();
+        ])
     }
 }
 
@@ -146,10 +134,8 @@ impl Shop {
         }
         let mut writer = BundleWriter::create(self.folder.path().join(name)).unwrap();
         writer.table(&table).unwrap();
-        let weights = self.folder.path().join(format!("{name}.weights"));
-        self.weights.write(&weights);
         writer
-            .write_file("fusion_tower.safetensors", &std::fs::read(weights).unwrap())
+            .write_file("fusion_tower.safetensors", &self.weights.file())
             .unwrap();
         let mut m = manifest();
         m.engine.fusion_weights = Some("fusion_tower.safetensors".into());

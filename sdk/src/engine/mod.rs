@@ -5,6 +5,7 @@ mod compact;
 #[cfg(feature = "tract")]
 mod tract;
 
+use std::collections::VecDeque;
 use std::path::Path;
 
 use crate::bundle::Manifest;
@@ -40,6 +41,36 @@ pub trait Tower: Send {
     /// # Errors
     /// [`Error::Engine`] if names, types or shapes do not fit the graph, or the engine fails.
     fn run(&mut self, inputs: &[Input<'_>]) -> Result<Vec<f32>>;
+
+    /// What follows one history event by event, if the engine of a user tower can: then an event
+    /// costs the same however long the history is.
+    fn follower(&self) -> Option<Box<dyn Follower>> {
+        None
+    }
+}
+
+/// A user tower in the middle of a history.
+pub trait Follower: Send {
+    /// One more event: item vector `[D]` and behavior id.
+    ///
+    /// # Errors
+    /// [`Error::Engine`] for an unknown behavior; the state is unchanged then.
+    fn add(&mut self, item: &[f32], behavior: i64) -> Result<()>;
+
+    /// Takes the oldest event out again; the caller says which it was.
+    ///
+    /// # Errors
+    /// As [`Follower::add`].
+    fn remove_oldest(&mut self, item: &[f32], behavior: i64) -> Result<()>;
+
+    /// Back to no events.
+    fn clear(&mut self);
+
+    /// Writes the user vector `[D]`.
+    ///
+    /// # Errors
+    /// [`Error::Engine`].
+    fn vector(&mut self, user: &mut [f32]) -> Result<()>;
 }
 
 /// What runs a tower.
@@ -145,11 +176,29 @@ pub struct UserTower {
     dim: usize,
     window: usize,
     behaviors: usize,
+    followed: Option<Followed>,
 }
+
+/// A follower and the events that it has seen, oldest first.
+struct Followed {
+    follower: Box<dyn Follower>,
+    events: VecDeque<(Row, i64)>,
+    /// Events taken out since it began anew: each leaves a rounding error behind.
+    removed: usize,
+}
+
+/// After so many removals a follower begins anew. An error of one part in 2²⁴ each keeps the sums
+/// good to 10⁻⁵.
+const MAX_REMOVED: usize = 64;
 
 impl UserTower {
     pub(crate) fn new(tower: Box<dyn Tower>, manifest: &Manifest, file: &str) -> Self {
         UserTower {
+            followed: tower.follower().map(|follower| Followed {
+                follower,
+                events: VecDeque::new(),
+                removed: 0,
+            }),
             tower,
             file: file.to_string(),
             dim: manifest.dim,
@@ -161,6 +210,45 @@ impl UserTower {
     /// L: events of a history that are looked at, the latest ones.
     pub fn window(&self) -> usize {
         self.window
+    }
+
+    /// The user vector `[D]` of one history that is asked for again and again while it grows, as
+    /// for [`UserTower::encode`]. If the engine can follow a history, a further event costs the
+    /// same however many there were; the result differs from that of `encode` by rounding at most,
+    /// and not at all until events fall out of the window.
+    ///
+    /// The vectors of the rows must be those of earlier calls: after a change of the table, call
+    /// [`UserTower::forget`].
+    ///
+    /// # Errors
+    /// As [`UserTower::encode`].
+    pub fn follow(&mut self, table: &ItemTable, history: &[(Row, i64)]) -> Result<Vec<f32>> {
+        let Some(followed) = &mut self.followed else {
+            return self.encode(table, &[history]);
+        };
+        check_len("item vector", self.dim, table.dim())?;
+        let recent = &history[history.len().saturating_sub(self.window)..];
+        let mut item = vec![0.0; self.dim];
+        let done = followed.bring_to(recent, |row, behavior| {
+            check_behavior(behavior, self.behaviors)?;
+            table.decode(row, &mut item)?;
+            Ok(item.clone())
+        });
+        if let Err(e) = done {
+            followed.clear();
+            return Err(e);
+        }
+        let mut user = vec![0.0; self.dim];
+        followed.follower.vector(&mut user)?;
+        check_output(&self.file, &user, self.dim)?;
+        Ok(user)
+    }
+
+    /// Forgets what [`UserTower::follow`] has followed.
+    pub fn forget(&mut self) {
+        if let Some(followed) = &mut self.followed {
+            followed.clear();
+        }
     }
 
     /// User vectors of many histories, in batches of up to 32.
@@ -200,12 +288,7 @@ impl UserTower {
                 let pad = l - recent.len();
                 for (i, &(row, behavior)) in recent.iter().enumerate() {
                     let at = b * l + pad + i;
-                    if !usize::try_from(behavior).is_ok_and(|x| x < self.behaviors) {
-                        return Err(Error::argument(format!(
-                            "behavior id {behavior} is beyond the vocabulary of {}",
-                            self.behaviors
-                        )));
-                    }
+                    check_behavior(behavior, self.behaviors)?;
                     table.decode(row, &mut items[at * d..(at + 1) * d])?;
                     behaviors[at] = behavior;
                     mask[at] = 1.0;
@@ -233,6 +316,54 @@ impl UserTower {
         }
         Ok(out)
     }
+}
+
+impl Followed {
+    fn clear(&mut self) {
+        self.follower.clear();
+        self.events.clear();
+        self.removed = 0;
+    }
+
+    /// Takes out what is no longer wanted at the front and adds what is new at the back.
+    fn bring_to(
+        &mut self,
+        wanted: &[(Row, i64)],
+        mut vector: impl FnMut(Row, i64) -> Result<Vec<f32>>,
+    ) -> Result<()> {
+        // Events of equal rows may fit at several places; the longest common run is one of them.
+        let first = (0..=self.events.len()).find(|&first| {
+            let kept = self.events.range(first..);
+            kept.len() <= wanted.len() && kept.eq(wanted.iter().take(self.events.len() - first))
+        });
+        let first = first.unwrap_or(self.events.len());
+        let kept = self.events.len() - first;
+        if kept == 0 || first > kept || self.removed + first > MAX_REMOVED {
+            self.clear();
+        } else {
+            for _ in 0..first {
+                if let Some((row, behavior)) = self.events.pop_front() {
+                    self.follower
+                        .remove_oldest(&vector(row, behavior)?, behavior)?;
+                    self.removed += 1;
+                }
+            }
+        }
+        for &(row, behavior) in &wanted[self.events.len()..] {
+            self.follower.add(&vector(row, behavior)?, behavior)?;
+            self.events.push_back((row, behavior));
+        }
+        Ok(())
+    }
+}
+
+fn check_behavior(behavior: i64, known: usize) -> Result<()> {
+    if usize::try_from(behavior).is_ok_and(|x| x < known) {
+        return Ok(());
+    }
+    Err(Error::argument(format!(
+        "behavior id {behavior} is beyond the vocabulary of {known}"
+    )))
 }
 
 /// Turns an item's features into an item vector.

@@ -6,7 +6,7 @@ pub mod fuzz;
 
 use std::path::{Path, PathBuf};
 
-use tercet::{Bundle, BundleWriter, ItemTableBuilder, Manifest, Scheme};
+use tercet::{Bundle, BundleWriter, ItemTableBuilder, Manifest, Scheme, TensorSpec, TensorWriter};
 
 /// A reproducible generator.
 pub struct Rng(pub u64);
@@ -129,6 +129,23 @@ pub fn tower_bundle(folder: &Path, user: &[u8], fusion: &[u8]) -> tercet::Result
         dim: DIM,
     }];
     writer.finish(m)
+}
+
+/// The bytes of a tensor file of f32 tensors.
+pub fn tensor_file(tensors: &[(&str, Vec<usize>, Vec<f32>)]) -> Vec<u8> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("tensors");
+    let specs: Vec<TensorSpec> = tensors
+        .iter()
+        .map(|(name, shape, _)| TensorSpec::new(*name, safetensors::Dtype::F32, shape.clone()))
+        .collect();
+    let mut writer = TensorWriter::create(&path, &specs).unwrap();
+    for (name, _, values) in tensors {
+        let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        writer.write(name, &bytes).unwrap();
+    }
+    writer.finish().unwrap();
+    std::fs::read(&path).unwrap()
 }
 
 /// Minimal ONNX: only the fields these graphs need. Field numbers are those of `onnx.proto`.

@@ -1,16 +1,19 @@
 //! History → user vector.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use super::{Dense, open, refuse};
-use crate::engine::{Input, InputData, Tower, file_name};
+use crate::engine::{Follower, Input, InputData, Tower, file_name};
 use crate::error::{Error, Result};
 
 /// Keeps the mean of a head without events at zero; the same number as in training.
 const EPSILON: f32 = 1e-6;
 
 /// The student's user tower.
-pub(in crate::engine) struct CompactUserTower {
+pub(in crate::engine) struct CompactUserTower(Arc<Weights>);
+
+struct Weights {
     file: String,
     dim: usize,
     heads: usize,
@@ -58,7 +61,7 @@ impl CompactUserTower {
                 got: vec![0],
             });
         }
-        Ok(CompactUserTower {
+        Ok(CompactUserTower(Arc::new(Weights {
             file: file_name(path),
             dim,
             heads,
@@ -71,148 +74,186 @@ impl CompactUserTower {
             skip,
             mix,
             out,
-        })
+        })))
+    }
+}
+
+impl Weights {
+    fn start(self: &Arc<Self>) -> Running {
+        let width = self.hidden.outputs + self.dim;
+        Running {
+            weights: self.clone(),
+            count: 0.0,
+            sums: vec![0.0; self.heads * width],
+            totals: vec![0.0; self.heads],
+            event: vec![0.0; self.dim],
+            features: vec![0.0; width],
+            gates: vec![0.0; self.heads],
+            summary: vec![0.0; self.value.outputs + 1],
+            mixed: vec![0.0; self.mix.outputs],
+        }
+    }
+}
+
+/// The sums over a history so far, which one more event changes at a cost that does not depend on
+/// how many there were; and the buffers that this takes.
+struct Running {
+    weights: Arc<Weights>,
+    /// Events, or positions of an input that count.
+    count: f32,
+    /// Per head the weighted sum of an event's hidden values and of its item vector.
+    sums: Vec<f32>,
+    /// Per head the sum of the weights.
+    totals: Vec<f32>,
+    event: Vec<f32>,
+    features: Vec<f32>,
+    gates: Vec<f32>,
+    summary: Vec<f32>,
+    mixed: Vec<f32>,
+}
+
+impl Running {
+    fn reset(&mut self) {
+        self.count = 0.0;
+        self.sums.fill(0.0);
+        self.totals.fill(0.0);
     }
 
-    /// One history: events oldest first, positions with mask 0 are skipped but age the rest.
-    fn encode(
-        &self,
-        items: &[f32],
-        behaviors: &[i64],
-        mask: &[f32],
-        scratch: &mut Scratch,
-        user: &mut [f32],
-    ) -> Result<()> {
-        let d = self.dim;
-        let width = self.hidden.outputs + d;
-        let Scratch {
-            event,
-            features,
-            gates,
-            sums,
-            totals,
-            summary,
-            mixed,
-        } = scratch;
-        sums.fill(0.0);
-        totals.fill(0.0);
-        let mut count = 0.0f32;
-        for ((item, &behavior), &real) in items.chunks_exact(d).zip(behaviors).zip(mask) {
-            if count > 0.0 {
-                for (head, &decay) in self.decays.iter().enumerate() {
-                    if decay != 1.0 {
-                        totals[head] *= decay;
-                        let sum = &mut sums[head * width..(head + 1) * width];
-                        sum.iter_mut().for_each(|s| *s *= decay);
-                    }
-                }
-            }
-            if real == 0.0 {
-                continue;
-            }
-            count += real;
-            let kind = usize::try_from(behavior)
-                .ok()
-                .and_then(|b| self.behaviors.get(b.checked_mul(d)?..)?.get(..d))
-                .ok_or_else(|| {
-                    refuse(&self.file, format!("behavior id {behavior} is not known"))
-                })?;
-            event.copy_from_slice(item);
-            event.iter_mut().zip(kind).for_each(|(x, k)| *x += k);
-            let (hidden, direct) = features.split_at_mut(self.hidden.outputs);
-            self.hidden.apply(event, hidden);
-            hidden.iter_mut().for_each(|x| *x = x.max(0.0));
-            direct.copy_from_slice(event);
-            self.gate.apply(event, gates);
-            for (head, gate) in gates.iter().enumerate() {
-                let weight = real / (1.0 + libm::expf(-gate));
-                totals[head] += weight;
-                let sum = &mut sums[head * width..(head + 1) * width];
-                sum.iter_mut()
-                    .zip(features.iter())
-                    .for_each(|(s, f)| *s += weight * f);
+    /// One more position, whether or not it holds an event: what there is becomes older.
+    fn age(&mut self) {
+        if self.count == 0.0 {
+            return;
+        }
+        let width = self.features.len();
+        for (head, &decay) in self.weights.decays.iter().enumerate() {
+            if decay != 1.0 {
+                self.totals[head] *= decay;
+                let sum = &mut self.sums[head * width..(head + 1) * width];
+                sum.iter_mut().for_each(|s| *s *= decay);
             }
         }
+    }
+
+    /// Adds an event `real` times, weighted per head by `decay` to the power of `age`.
+    fn count_in(&mut self, item: &[f32], behavior: i64, real: f32, age: usize) -> Result<()> {
+        let w = &*self.weights;
+        let d = w.dim;
+        let kind = usize::try_from(behavior)
+            .ok()
+            .and_then(|b| w.behaviors.get(b.checked_mul(d)?..)?.get(..d))
+            .ok_or_else(|| refuse(&w.file, format!("behavior id {behavior} is not known")))?;
+        self.event.copy_from_slice(item);
+        self.event.iter_mut().zip(kind).for_each(|(x, k)| *x += k);
+        let (hidden, direct) = self.features.split_at_mut(w.hidden.outputs);
+        w.hidden.apply(&self.event, hidden);
+        hidden.iter_mut().for_each(|x| *x = x.max(0.0));
+        direct.copy_from_slice(&self.event);
+        w.gate.apply(&self.event, &mut self.gates);
+        self.count += real;
+        let width = self.features.len();
+        for (head, gate) in self.gates.iter().enumerate() {
+            let mut weight = real / (1.0 + libm::expf(-gate));
+            let decay = w.decays[head];
+            if age > 0 && decay != 1.0 {
+                weight *= libm::powf(decay, age as f32);
+            }
+            self.totals[head] += weight;
+            let sum = &mut self.sums[head * width..(head + 1) * width];
+            sum.iter_mut()
+                .zip(&self.features)
+                .for_each(|(s, f)| *s += weight * f);
+        }
+        Ok(())
+    }
+
+    /// Writes the user vector.
+    fn read(&mut self, user: &mut [f32]) {
+        let w = &*self.weights;
+        let (d, hidden, width) = (w.dim, w.hidden.outputs, self.features.len());
         // The value matrix is linear: one product per head after the sums instead of one per event.
         user.fill(0.0);
-        for head in 0..self.heads {
-            let scale = 1.0 / (totals[head] + EPSILON);
-            let sum = &mut sums[head * width..(head + 1) * width];
-            sum.iter_mut().for_each(|s| *s *= scale);
-            let (added, passed) = sum.split_at(self.hidden.outputs);
+        for head in 0..w.heads {
+            let scale = 1.0 / (self.totals[head] + EPSILON);
+            let sum = &self.sums[head * width..(head + 1) * width];
+            for (f, s) in self.features.iter_mut().zip(sum) {
+                *f = s * scale;
+            }
+            let (added, passed) = self.features.split_at(hidden);
             let range = head * d..(head + 1) * d;
-            let mean = &mut summary[range.clone()];
-            self.value.apply_part(added, range.clone(), mean);
-            let direct = self.direct[range].iter().zip(user.iter_mut());
+            let mean = &mut self.summary[range.clone()];
+            w.value.apply_part(added, range.clone(), mean);
+            let direct = w.direct[range].iter().zip(user.iter_mut());
             for ((m, p), (a, u)) in mean.iter_mut().zip(passed).zip(direct) {
                 *m += p;
                 *u += a * *m;
             }
         }
-        if let Some(last) = summary.last_mut() {
-            *last = libm::logf(1.0 + count) / 4.0;
+        if let Some(last) = self.summary.last_mut() {
+            *last = libm::logf(1.0 + self.count) / 4.0;
         }
-        self.mix.apply(summary, mixed);
-        mixed.iter_mut().for_each(|x| *x = x.max(0.0));
-        for layer in [(&self.out, &*mixed), (&self.skip, &*summary)] {
-            layer.0.apply(layer.1, event);
-            user.iter_mut().zip(event.iter()).for_each(|(u, x)| *u += x);
+        w.mix.apply(&self.summary, &mut self.mixed);
+        self.mixed.iter_mut().for_each(|x| *x = x.max(0.0));
+        for (layer, input) in [(&w.out, &self.mixed), (&w.skip, &self.summary)] {
+            layer.apply(input, &mut self.event);
+            user.iter_mut().zip(&self.event).for_each(|(u, x)| *u += x);
         }
+    }
+}
+
+impl Follower for Running {
+    fn add(&mut self, item: &[f32], behavior: i64) -> Result<()> {
+        self.age();
+        self.count_in(item, behavior, 1.0, 0)
+    }
+
+    fn remove_oldest(&mut self, item: &[f32], behavior: i64) -> Result<()> {
+        let age = (self.count as usize).saturating_sub(1);
+        self.count_in(item, behavior, -1.0, age)
+    }
+
+    fn clear(&mut self) {
+        self.reset();
+    }
+
+    fn vector(&mut self, user: &mut [f32]) -> Result<()> {
+        self.read(user);
         Ok(())
     }
 }
 
-/// Buffers of one run.
-struct Scratch {
-    event: Vec<f32>,
-    features: Vec<f32>,
-    gates: Vec<f32>,
-    sums: Vec<f32>,
-    totals: Vec<f32>,
-    summary: Vec<f32>,
-    mixed: Vec<f32>,
-}
-
 impl Tower for CompactUserTower {
+    fn follower(&self) -> Option<Box<dyn Follower>> {
+        Some(Box::new(self.0.start()))
+    }
+
     fn run(&mut self, inputs: &[Input<'_>]) -> Result<Vec<f32>> {
+        let w = &*self.0;
         let find = |name: &str| {
             let found = inputs.iter().find(|i| i.name == name);
-            found.ok_or_else(|| refuse(&self.file, format!("input `{name}` is missing")))
+            found.ok_or_else(|| refuse(&w.file, format!("input `{name}` is missing")))
         };
         let (items, behaviors, mask) = (find("items")?, find("behaviors")?, find("mask")?);
         let (InputData::F32(x), InputData::I64(kinds), InputData::F32(real)) =
             (items.data, behaviors.data, mask.data)
         else {
-            return Err(refuse(
-                &self.file,
-                "items and mask must be f32, behaviors i64",
-            ));
+            return Err(refuse(&w.file, "items and mask must be f32, behaviors i64"));
         };
         let &[batch, window, dim] = items.shape else {
-            return Err(refuse(&self.file, "items must be [B, L, D]"));
+            return Err(refuse(&w.file, "items must be [B, L, D]"));
         };
         let events = batch.checked_mul(window);
-        let fits = dim == self.dim
+        let fits = dim == w.dim
             && window > 0
             && events == Some(kinds.len())
             && events == Some(real.len())
             && events.and_then(|e| e.checked_mul(dim)) == Some(x.len());
         if !fits {
             return Err(refuse(
-                &self.file,
+                &w.file,
                 "shapes of items, behaviors and mask do not fit",
             ));
         }
-        let width = self.hidden.outputs + dim;
-        let mut scratch = Scratch {
-            event: vec![0.0; dim],
-            features: vec![0.0; width],
-            gates: vec![0.0; self.heads],
-            sums: vec![0.0; self.heads * width],
-            totals: vec![0.0; self.heads],
-            summary: vec![0.0; self.value.outputs + 1],
-            mixed: vec![0.0; self.mix.outputs],
-        };
+        let mut running = self.0.start();
         let mut out = vec![0.0f32; batch * dim];
         let rows = out
             .chunks_exact_mut(dim)
@@ -220,7 +261,15 @@ impl Tower for CompactUserTower {
             .zip(kinds.chunks_exact(window))
             .zip(real.chunks_exact(window));
         for (((user, x), kinds), real) in rows {
-            self.encode(x, kinds, real, &mut scratch, user)?;
+            running.reset();
+            // Positions with mask 0 hold no event, but the others are older for them.
+            for ((item, &behavior), &real) in x.chunks_exact(dim).zip(kinds).zip(real) {
+                running.age();
+                if real != 0.0 {
+                    running.count_in(item, behavior, real, 0)?;
+                }
+            }
+            running.read(user);
         }
         Ok(out)
     }

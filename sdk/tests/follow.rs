@@ -1,0 +1,134 @@
+//! The user vector of a history that grows: event by event it is that of the full pass.
+#![cfg(feature = "compact")]
+
+mod common;
+
+use common::{DIM, Rng, keys, manifest, tensor_file};
+use tercet::{
+    Bundle, BundleWriter, Event, ItemTableBuilder, Query, Row, Scheme, Session, SessionOptions,
+};
+
+const N: usize = 40;
+const WINDOW: usize = 20;
+
+/// A bundle with a random student's user tower; one head forgets nothing, one fast.
+fn bundle(folder: &std::path::Path) -> Bundle {
+    let (mut r, d, f, h, m) = (Rng(1), DIM, 24, 2, 12);
+    let summary = h * d + 1;
+    let mut random = |n: usize| r.vectors(n);
+    let weights = tensor_file(&[
+        ("user.behaviors", vec![3, d], random(3 * d)),
+        ("user.hidden.weight", vec![d, f], random(d * f)),
+        ("user.hidden.bias", vec![f], random(f)),
+        ("user.gate.weight", vec![d, h], random(d * h)),
+        ("user.gate.bias", vec![h], random(h)),
+        ("user.decays", vec![h], vec![1.0, 0.8]),
+        ("user.value.weight", vec![f, h * d], random(f * h * d)),
+        ("user.direct", vec![h, d], random(h * d)),
+        ("user.skip.weight", vec![summary, d], random(summary * d)),
+        ("user.mix.weight", vec![summary, m], random(summary * m)),
+        ("user.mix.bias", vec![m], random(m)),
+        ("user.out.weight", vec![m, d], random(m * d)),
+        ("user.out.bias", vec![d], random(d)),
+    ]);
+    let (keys, vectors) = (keys(N), Rng(2).vectors(N * DIM));
+    let table = ItemTableBuilder::new(DIM, Scheme::Int8, &keys, &vectors).unwrap();
+    let mut writer = BundleWriter::create(folder.join("b.tercet")).unwrap();
+    writer.table(&table).unwrap();
+    writer
+        .write_file("user_tower.safetensors", &weights)
+        .unwrap();
+    let mut m = manifest();
+    m.window = WINDOW;
+    m.engine.user_weights = Some("user_tower.safetensors".into());
+    writer.finish(m).unwrap()
+}
+
+fn draw(r: &mut Rng) -> (Row, i64) {
+    (r.next() % N as u32, i64::from(r.next() % 3))
+}
+
+/// Largest difference relative to the largest value.
+fn distance(a: &[f32], b: &[f32]) -> f32 {
+    let size = b.iter().fold(0f32, |m, x| m.max(x.abs()));
+    let gap = a.iter().zip(b).fold(0f32, |m, (x, y)| m.max((x - y).abs()));
+    gap / size
+}
+
+#[test]
+fn following_equals_the_full_pass_and_does_not_drift() {
+    let folder = tempfile::tempdir().unwrap();
+    let bundle = bundle(folder.path());
+    let table = bundle.table();
+    let (mut following, mut whole) = (
+        bundle.load_user_tower().unwrap(),
+        bundle.load_user_tower().unwrap(),
+    );
+    let mut r = Rng(3);
+    let mut history: Vec<(Row, i64)> = Vec::new();
+    for event in 0..20_000 {
+        let got = following.follow(table, &history).unwrap();
+        if event <= WINDOW || event % 97 == 0 {
+            let want = whole.encode(table, &[&history]).unwrap();
+            if event <= WINDOW {
+                assert_eq!(
+                    got, want,
+                    "to the last bit while nothing has left the window"
+                );
+            } else {
+                assert!(distance(&got, &want) < 1e-5, "event {event}");
+            }
+        }
+        history.push(draw(&mut r));
+        if history.len() > 3 * WINDOW {
+            history.drain(..WINDOW);
+        }
+    }
+    // Another history altogether, a shorter one, none.
+    for length in [WINDOW, 3, 1, 0, 7] {
+        let other: Vec<(Row, i64)> = (0..length).map(|_| draw(&mut r)).collect();
+        let want = whole.encode(table, &[&other]).unwrap();
+        assert_eq!(following.follow(table, &other).unwrap(), want);
+    }
+    // An error leaves nothing half-done behind.
+    let bad = [(0, 0), (1, 9)];
+    assert!(following.follow(table, &bad).is_err());
+    assert!(following.follow(table, &[(N as Row, 0)]).is_err());
+    let want = whole.encode(table, &[&bad[..1]]).unwrap();
+    assert_eq!(following.follow(table, &bad[..1]).unwrap(), want);
+}
+
+#[test]
+fn a_session_follows_through_a_full_history_and_a_snapshot() {
+    let folder = tempfile::tempdir().unwrap();
+    let bundle = bundle(folder.path());
+    for limit in [WINDOW / 2, WINDOW, 3 * WINDOW] {
+        let options = SessionOptions::default().max_history(limit);
+        let mut s = Session::new(&bundle, options).unwrap();
+        let mut r = Rng(4);
+        let path = folder.path().join("snapshot");
+        for event in 0..200 {
+            let (row, behavior) = draw(&mut r);
+            let names = ["any", "view", "buy"];
+            // Every fifth item is unknown and can push a known one out.
+            let key = match event % 5 {
+                4 => format!("nowhere-{event}"),
+                _ => format!("item-{row}"),
+            };
+            s.record(Event::new(key).behavior(names[behavior as usize]))
+                .unwrap();
+            if event % 3 == 0 {
+                s.recommend(&Query::top(3)).unwrap();
+            }
+            if event % 20 == 0 {
+                s.save(&path).unwrap();
+                let mut anew = Session::restore(&bundle, &path, options).unwrap();
+                let want = anew.user_vector().unwrap();
+                assert!(
+                    distance(s.user_vector().unwrap(), want) < 1e-5,
+                    "event {event}"
+                );
+            }
+        }
+    }
+}
