@@ -8,42 +8,9 @@
 # argument all parts run. The tables are printed at the end by tables.py.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
-root=$(cd "$here/../.." && pwd)
+name=first-light
 data=${TERCET_DATA_DIR:?set TERCET_DATA_DIR to the folder that holds the data sets}
-runs=${TERCET_RUNS:-$root/runs/first-light}
-threads=${TERCET_THREADS:-2}
-export RAYON_NUM_THREADS=$threads
-tercet=${TERCET_BIN:-}
-if [ -z "$tercet" ]; then
-  (cd "$root" && cargo build --bin tercet)
-  tercet=${CARGO_TARGET_DIR:-$root/target}/debug/tercet
-fi
-mkdir -p "$runs"
-
-# run NAME verb options…: skips a finished run, continues an interrupted one.
-run() {
-  local out=$runs/$1; shift
-  [ -f "$out/report.json" ] && return 0
-  local resume=()
-  [ -f "$out/config.toml" ] && resume=(--resume)
-  echo "== $(basename "$out")" >&2
-  "$tercet" "$@" --out "$out" --threads "$threads" "${resume[@]}" --json >"$out.log"
-}
-
-# pack NAME SET: exports a student as an int8 bundle and evaluates it through the runtime.
-pack() {
-  local out=$runs/$1 set=$2
-  [ -f "$out.bundle.json" ] && return 0
-  echo "== bundle of $1" >&2
-  "$tercet" export --student "$out" --data "$data/$set" --out "$out.tercet" --json >"$out.export.json"
-  "$tercet" evaluate --run "$out" --data "$data/$set" --slices --json >"$out.run.json"
-  "$tercet" evaluate --bundle "$out.tercet" --data "$data/$set" --slices --json >"$out.bundle.json"
-}
-
-# slices NAME SET: cold and warm items of a run that is not a student.
-slices() {
-  [ -f "$runs/$1.run.json" ] || "$tercet" evaluate --run "$runs/$1" --data "$data/$2" --slices --json >"$runs/$1.run.json"
-}
+. "$here/common.sh"
 
 tiktok() {
   local d=tiktok-diffmm

@@ -46,6 +46,17 @@ fn data_synth_and_inspect() -> Outcome {
     assert_eq!(made, seen);
     // A second one in the same place would mix two shops.
     fails(dir.path(), 1, &SYNTH)?;
+    let other = [
+        "data",
+        "synth",
+        "--kind",
+        "perspectives",
+        "--out",
+        "two",
+        "--json",
+    ];
+    let made = json(dir.path(), &other)?;
+    assert_eq!((&made["users"], &made["items"]), (&800.into(), &500.into()));
     Ok(())
 }
 

@@ -271,6 +271,14 @@ impl Propagation {
         &self.forward
     }
 
+    /// The transpose, sharing both matrices.
+    pub fn transposed(&self) -> Self {
+        Self {
+            forward: self.backward.clone(),
+            backward: self.forward.clone(),
+        }
+    }
+
     /// `M · x`, differentiable in `x`.
     ///
     /// On a GPU the product is composed of gather, multiply and scatter-add.
@@ -330,11 +338,8 @@ impl CustomOp1 for SpMm {
         _res: &Tensor,
         grad: &Tensor,
     ) -> candle_core::Result<Option<Tensor>> {
-        let t = Propagation {
-            forward: self.0.backward.clone(),
-            backward: self.0.forward.clone(),
-        };
-        Ok(Some(grad.contiguous()?.apply_op1_no_bwd(&SpMm(t))?))
+        let t = SpMm(self.0.transposed());
+        Ok(Some(grad.contiguous()?.apply_op1_no_bwd(&t)?))
     }
 }
 

@@ -1,7 +1,7 @@
 //! Multimodal recommenders trained with candle, and the one inductive student distilled from them.
 //!
 //! The path through the crate: a [`data::Dataset`] is read from a folder or generated, a teacher
-//! ([`diffmm`] or one of [`baseline`]) is trained by [`train`], [`distill`] turns any trained run
+//! ([`diffmm`], [`dprec`] or one of [`baseline`]) is trained by [`train`], [`distill`] turns any trained run
 //! into a [`student`], and [`eval`] measures each of them by full ranking.
 #![forbid(unsafe_code)]
 
@@ -9,10 +9,12 @@ pub mod baseline;
 pub mod data;
 pub mod diffmm;
 pub mod distill;
+pub mod dprec;
 pub mod error;
 pub mod eval;
 pub mod factors;
 pub mod graph;
+pub mod knn;
 pub mod layer;
 pub mod ops;
 pub mod params;

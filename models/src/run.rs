@@ -16,6 +16,7 @@ use crate::baseline::popularity::Popularity;
 use crate::baseline::sasrec::{Sasrec, SasrecConfig};
 use crate::data::{Dataset, LoadOptions};
 use crate::diffmm::{DiffMm, DiffMmConfig};
+use crate::dprec::{Dprec, DprecConfig};
 use crate::error::{Error, Result};
 use crate::eval::Scorer;
 use crate::factors::Factors;
@@ -24,7 +25,15 @@ use crate::student::Student;
 use crate::train::{Learner, Mode, TrainConfig};
 
 /// Models that `train` knows.
-pub const MODELS: [&str; 6] = ["popularity", "ease", "bpr", "lightgcn", "sasrec", "diffmm"];
+pub const MODELS: [&str; 7] = [
+    "popularity",
+    "ease",
+    "bpr",
+    "lightgcn",
+    "sasrec",
+    "diffmm",
+    "dprec",
+];
 
 /// Everything needed to repeat a run; `config.toml`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -65,6 +74,7 @@ impl RunConfig {
             "lightgcn" => (200, 20),
             "sasrec" => (100, 10),
             "diffmm" => (50, 15),
+            "dprec" => (200, 20),
             "student" => (60, 10),
             _ => {
                 return Err(Error::config(format!(
@@ -162,6 +172,7 @@ impl RunConfig {
             "bpr" | "lightgcn" => self.parse::<GraphMfConfig>().map(drop),
             "sasrec" => self.parse::<SasrecConfig>().map(drop),
             "diffmm" => self.parse::<DiffMmConfig>()?.check(),
+            "dprec" => self.parse::<DprecConfig>()?.check(),
             "student" => self.parse::<crate::distill::DistillConfig>().map(drop),
             _ => Self::new(&self.model).map(drop),
         }
@@ -221,6 +232,7 @@ pub fn learner<'a>(
         "lightgcn" => Box::new(GraphMf::new(data, spec.parse()?, seed, dev)?),
         "sasrec" => Box::new(Sasrec::new(data, spec.parse()?, seed, dev)?),
         "diffmm" => Box::new(DiffMm::new(data, spec.parse::<DiffMmConfig>()?, seed, dev)?),
+        "dprec" => Box::new(Dprec::new(data, spec.parse()?, seed, dev)?),
         other => {
             return Err(RunConfig::new(other).err().unwrap_or_else(|| {
                 Error::config(format!("`{other}` is not trained by itself; use distill"))

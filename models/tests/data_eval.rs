@@ -98,6 +98,8 @@ fn popularity_by_hand() {
     // All targets have no training row.
     assert_eq!(report.slices["items:cold"].users, 2);
     assert!(!report.slices.contains_key("items:warm"));
+    assert_eq!(report.slices["items:0-2"], report.slices["items:cold"]);
+    assert!(!report.slices.contains_key("items:>5"));
     assert_eq!(report.slices["history:1-2"].users, 2);
     let json = serde_json::to_value(&report).unwrap();
     assert_eq!(json["split"], "test");

@@ -84,6 +84,7 @@ fn resumed_runs_equal_uninterrupted_ones() -> Result<()> {
         ("lightgcn", &["dim=16", "batch=256"]),
         ("sasrec", &["dim=16", "window=10"]),
         ("diffmm", &["dim=16", "hidden=24", "batch=256"]),
+        ("dprec", &["dim=16", "batch=512", "concepts=8"]),
         ("student", &["dim=16", "event_hidden=16", "batch=64"]),
     ] {
         let mut spec = RunConfig::new(model)?;

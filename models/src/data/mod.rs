@@ -12,7 +12,7 @@
 //! | `features/*.npy`, `features/*.safetensors` | one modality each, see [`features`] |
 //! | `features/ids.txt` | the item key of each feature row, where it is not the line of `items.csv` |
 //!
-//! [`Dataset::open`] reads it, [`synthetic`] makes one with planted structure, [`import`] converts
+//! [`Dataset::open`] reads it, [`synthetic`] and [`perspectives`] make ones with planted structure, [`import`] converts
 //! RecBole and MMRec folders, [`inspect`] prints the counts.
 //!
 //! # Dense ids
@@ -28,6 +28,7 @@ pub mod features;
 pub mod import;
 pub mod inspect;
 mod interactions;
+pub mod perspectives;
 pub mod split;
 pub mod synthetic;
 mod table;

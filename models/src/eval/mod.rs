@@ -176,9 +176,10 @@ pub struct EvalReport {
     /// the catalogue that occurs in any list.
     pub metrics: BTreeMap<String, f64>,
     /// `items:cold` and `items:warm` (only targets without or with training rows, over the queries
-    /// that have one); `items:cold_among_cold`, where cold targets compete with cold items alone, so
-    /// that it shows what content says apart from how known and new items are weighed against each
-    /// other (a model that scores all cold items alike gets what ties by id give); `history:…` by
+    /// that have one), `items:0-2` and `items:>5` likewise by number of training rows;
+    /// `items:cold_among_cold`, where cold targets compete with cold items alone, so that it shows
+    /// what content says apart from how known and new items are weighed against each other (a model
+    /// that scores all cold items alike gets what ties by id give); `history:…` by
     /// number of events. Empty unless asked for.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub slices: BTreeMap<String, SliceReport>,
@@ -338,11 +339,14 @@ pub fn evaluate(
         return Err(Error::config("cut-offs (k) and the batch must be positive"));
     }
     let queries = queries(data, protocol)?;
-    let cold = if protocol.slices {
-        without_training(data)
+    let trained = if protocol.slices {
+        training_rows(data)
     } else {
         Vec::new()
     };
+    let cold: Vec<u32> = (0..trained.len() as u32)
+        .filter(|&i| trained[i as usize] == 0)
+        .collect();
     let Ranked {
         lists: ranked,
         cold: ranked_cold,
@@ -365,7 +369,7 @@ pub fn evaluate(
         metrics.insert(format!("coverage@{k}"), count as f64 / items as f64);
     }
     let slices = if protocol.slices {
-        slices(&cold, &queries, &ranked, &ranked_cold, &protocol.ks)
+        slices(&trained, &queries, &ranked, &ranked_cold, &protocol.ks)
     } else {
         BTreeMap::new()
     };
@@ -379,17 +383,15 @@ pub fn evaluate(
     })
 }
 
-/// Items without a training row, ascending.
-fn without_training(data: &Dataset) -> Vec<u32> {
-    let mut trained = vec![false; data.num_items()];
+/// Training rows per item.
+fn training_rows(data: &Dataset) -> Vec<u32> {
+    let mut rows = vec![0; data.num_items()];
     for row in &data.interactions {
         if row.split == Split::Train {
-            trained[row.item as usize] = true;
+            rows[row.item as usize] += 1;
         }
     }
-    (0..data.num_items() as u32)
-        .filter(|&i| !trained[i as usize])
-        .collect()
+    rows
 }
 
 /// The best items of each query, best first, as many as the largest cut-off.
@@ -519,7 +521,7 @@ const HISTORY: [(&str, usize); 7] = [
 ];
 
 fn slices(
-    cold: &[u32],
+    trained: &[u32],
     queries: &[EvalQuery],
     ranked: &[Vec<u32>],
     ranked_cold: &[Vec<u32>],
@@ -537,10 +539,13 @@ fn slices(
             );
         }
     };
-    for (name, warm, ranked) in [
-        ("items:cold", false, ranked),
-        ("items:cold_among_cold", false, ranked_cold),
-        ("items:warm", true, ranked),
+    const ALL: u32 = u32::MAX;
+    for (name, rows, ranked) in [
+        ("items:cold", 0..=0, ranked),
+        ("items:cold_among_cold", 0..=0, ranked_cold),
+        ("items:warm", 1..=ALL, ranked),
+        ("items:0-2", 0..=2, ranked),
+        ("items:>5", 6..=ALL, ranked),
     ] {
         let targets: Vec<Vec<u32>> = queries
             .iter()
@@ -548,7 +553,7 @@ fn slices(
                 q.targets
                     .iter()
                     .copied()
-                    .filter(|t| cold.binary_search(t).is_err() == warm)
+                    .filter(|&t| rows.contains(&trained[t as usize]))
                     .collect()
             })
             .collect();

@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 use clap::{Subcommand, ValueEnum};
 use tercet_models::data::import::{self, Format};
 use tercet_models::data::inspect;
+use tercet_models::data::perspectives::{self, PerspectivesConfig};
 use tercet_models::data::synthetic::{self, SyntheticConfig};
 
 use crate::output;
@@ -13,9 +14,11 @@ use crate::output;
 /// Verbs of `data`.
 #[derive(Subcommand)]
 pub(crate) enum Data {
-    /// Write a synthetic shop: style only in the images, kind only in the titles, circle only in
-    /// co-behaviour.
+    /// Write a synthetic data set with planted structure.
     Synth {
+        /// What to write.
+        #[arg(long, value_enum, default_value = "shop")]
+        kind: KindArg,
         /// Folder to write.
         #[arg(long)]
         out: PathBuf,
@@ -25,7 +28,7 @@ pub(crate) enum Data {
         /// Number of items, up to a million and more.
         #[arg(long)]
         items: Option<usize>,
-        /// Seed of the shop.
+        /// Seed of everything in it.
         #[arg(long, default_value_t = 0)]
         seed: u64,
         /// Print the counts as JSON.
@@ -58,6 +61,15 @@ pub(crate) enum Data {
     },
 }
 
+/// Synthetic data sets.
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum KindArg {
+    /// Style only in the images, kind only in the titles, circle only in co-behaviour.
+    Shop,
+    /// Groups in both modalities, cliques only in co-purchases, new items bought for their content.
+    Perspectives,
+}
+
 /// Source formats.
 #[derive(Clone, Copy, ValueEnum)]
 pub(crate) enum FormatArg {
@@ -70,20 +82,34 @@ pub(crate) enum FormatArg {
 pub(crate) fn run(verb: Data) -> Result<()> {
     match verb {
         Data::Synth {
+            kind,
             out,
             users,
             items,
             seed,
             json,
         } => {
-            let default = SyntheticConfig::default();
-            let cfg = SyntheticConfig {
-                users: users.unwrap_or(default.users),
-                items: items.unwrap_or(default.items),
-                seed,
-                ..default
-            };
-            synthetic::write(&cfg, &out)?;
+            match kind {
+                KindArg::Shop => {
+                    let default = SyntheticConfig::default();
+                    let cfg = SyntheticConfig {
+                        users: users.unwrap_or(default.users),
+                        items: items.unwrap_or(default.items),
+                        seed,
+                        ..default
+                    };
+                    synthetic::write(&cfg, &out)?;
+                }
+                KindArg::Perspectives => {
+                    let default = PerspectivesConfig::default();
+                    let cfg = PerspectivesConfig {
+                        users: users.unwrap_or(default.users),
+                        items: items.unwrap_or(default.items),
+                        seed,
+                    };
+                    perspectives::write(&cfg, &out)?;
+                }
+            }
             counts(&out, json)
         }
         Data::Inspect { data, json } => counts(&data, json),
