@@ -5,6 +5,7 @@
 //! into a [`student`], and [`eval`] measures each of them by full ranking.
 #![forbid(unsafe_code)]
 
+pub mod attention;
 pub mod baseline;
 pub mod data;
 pub mod diffmm;

@@ -232,6 +232,49 @@ impl Adam {
     }
 }
 
+/// The gradients of `params` in a store, by name; variables without one are left out.
+pub fn gradients(params: &Params, store: &GradStore) -> TensorMap {
+    params
+        .iter()
+        .filter_map(|(name, var)| {
+            let g = store.get(var.as_tensor())?;
+            Some((name.to_string(), g.detach()))
+        })
+        .collect()
+}
+
+/// Adds one part's gradients to the sum over the parts of a step.
+pub fn add_gradients(sum: &mut TensorMap, part: TensorMap) -> Result<()> {
+    for (name, g) in part {
+        let total = match sum.remove(&name) {
+            Some(s) => (s + g)?,
+            None => g,
+        };
+        sum.insert(name, total);
+    }
+    Ok(())
+}
+
+/// Multiplies all gradients with `scale`, then with `most / (norm + 1e-6)` if that is below one,
+/// where `norm` is the root of the sum of all their squares. Returns the norm before clipping.
+pub fn clip_gradients(grads: &mut TensorMap, scale: f64, most: f64) -> Result<f64> {
+    let mut names: Vec<&String> = grads.keys().collect();
+    // A fixed order of summation, so that runs repeat.
+    names.sort();
+    let mut sum = 0.0;
+    for name in names {
+        sum += f64::from(grads[name].sqr()?.sum_all()?.to_scalar::<f32>()?);
+    }
+    let norm = sum.sqrt() * scale;
+    let factor = scale * (most / (norm + 1e-6)).min(1.0);
+    if factor != 1.0 {
+        for g in grads.values_mut() {
+            *g = (&*g * factor)?;
+        }
+    }
+    Ok(norm)
+}
+
 /// State of a model with one set of variables and one optimizer, for a checkpoint.
 pub fn training_state(params: &Params, adam: &Adam) -> Result<TensorMap> {
     let mut out = TensorMap::new();
@@ -347,6 +390,35 @@ mod tests {
             }
             last = now;
         }
+        Ok(())
+    }
+
+    /// Oracle 9.8 of the ODMT specification.
+    #[test]
+    fn decay_and_clipping_match_oracle() -> Result<()> {
+        let dev = Device::Cpu;
+        let mut params = Params::default();
+        let p = params.add("p", &Tensor::new(&[1f32, -2.0], &dev)?)?;
+        let mut adam = Adam::new(&params, 1e-4, 0.1)?;
+        let loss = (&p * &Tensor::new(&[0.1f32, -0.3], &dev)?)?.sum_all()?;
+        adam.step(&loss.backward()?)?;
+        let now = p.to_vec1::<f32>()?;
+        assert!((now[0] - 0.999_89).abs() < 1e-6 && (now[1] + 1.999_88).abs() < 1e-6);
+
+        let mut grads = TensorMap::new();
+        for g in [[4f32, 10.0], [8.0, 6.0]] {
+            let part = TensorMap::from([("p".to_string(), Tensor::new(&g, &dev)?)]);
+            add_gradients(&mut grads, part)?;
+        }
+        // The mean of two parts is [6, 8], of norm 10.
+        assert!((clip_gradients(&mut grads, 0.5, 5.0)? - 10.0).abs() < 1e-6);
+        let g = grads["p"].to_vec1::<f32>()?;
+        assert!(
+            (g[0] - 3.0).abs() < 1e-6 && (g[1] - 4.0).abs() < 1e-6,
+            "{g:?}"
+        );
+        clip_gradients(&mut grads, 1.0, 5.1)?;
+        assert_eq!(grads["p"].to_vec1::<f32>()?, g);
         Ok(())
     }
 

@@ -4,10 +4,12 @@
 //! cross-entropy over the whole catalogue (the paper samples one negative per position; the full
 //! softmax is the stronger, now usual choice) or over shared sampled negatives for large ones.
 
-use candle_core::{D, Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 
-use crate::data::{Dataset, Split};
+use crate::attention::{Segments, causal_attention, last_states};
+use crate::data::Dataset;
+use crate::data::sequence::{Windows, newest, training_sequences, windows};
 use crate::error::{Error, Result};
 use crate::eval::{EvalQuery, Scorer};
 use crate::factors::copy_scores;
@@ -28,8 +30,10 @@ pub struct SasrecConfig {
     pub layers: usize,
     /// Attention heads.
     pub heads: usize,
-    /// Longest sequence; earlier events are cut off.
+    /// Longest sequence.
     pub window: usize,
+    /// Whether events before the newest window are trained on.
+    pub windows: Windows,
     /// Dropout of embeddings and block outputs.
     pub dropout: f64,
     /// Adam's learning rate.
@@ -47,6 +51,7 @@ impl Default for SasrecConfig {
             layers: 2,
             heads: 2,
             window: 50,
+            windows: Windows::Last,
             dropout: 0.3,
             lr: 1e-3,
             batch: 128,
@@ -116,66 +121,45 @@ impl Net {
         })
     }
 
-    /// States of sequences padded on the left to a common length, `[B, L, d]`.
-    fn forward(&self, sequences: &[&[u32]], mut noise: Option<&mut Stream>) -> Result<Tensor> {
-        let l = sequences.iter().map(|s| s.len()).max().unwrap_or(1).max(1);
-        let (b, d, h) = (sequences.len(), self.cfg.dim, self.cfg.heads);
-        let mut ids = vec![0u32; b * l];
-        let mut real = vec![0f32; b * l];
-        for (r, s) in sequences.iter().enumerate() {
-            let at = r * l + l - s.len();
-            ids[at..at + s.len()].copy_from_slice(s);
-            real[at..at + s.len()].fill(1.0);
+    /// States of the events of all sequences, packed as [`causal_attention`] wants them, `[R, d]`.
+    fn forward(
+        &self,
+        sequences: &[&[u32]],
+        mut noise: Option<&mut Stream>,
+    ) -> Result<(Tensor, Segments)> {
+        let segments = Segments::new(sequences.iter().map(|s| s.len()));
+        let (d, rate) = (self.cfg.dim, self.cfg.dropout);
+        if segments.rows() == 0 {
+            let none = Tensor::zeros((0, d), DType::F32, &self.dev)?;
+            return Ok((none, segments));
         }
-        let rate = self.cfg.dropout;
+        let ids: Vec<u32> = sequences.iter().flat_map(|s| s.iter().copied()).collect();
+        // Positions count from the end of the window, so the newest event always has the last one.
+        let at = segments.positions_from_the_end(self.cfg.window);
         let e = self
             .items
             .index_select(&index_tensor(&ids, &self.dev)?, 0)?;
-        // Positions count from the end of the window, so the newest event always has the last one.
-        let p = self.positions.narrow(0, self.cfg.window - l, l)?;
-        let mut x = e.reshape((b, l, d))?.broadcast_add(&p)?;
-        x = dropout(&x, rate, noise.as_deref_mut())?;
-        let mut hide = vec![0f32; b * l * l];
-        for r in 0..b {
-            for q in 0..l {
-                for k in 0..l {
-                    // A padded query sees itself, so that its softmax is defined.
-                    let open = k <= q && real[r * l + k] > 0.0 || k == q;
-                    hide[(r * l + q) * l + k] = if open { 0.0 } else { -1e9 };
-                }
-            }
-        }
-        let hide = Tensor::from_vec(hide, (b, 1, l, l), &self.dev)?;
+        let p = self
+            .positions
+            .index_select(&index_tensor(&at, &self.dev)?, 0)?;
+        let mut x = dropout(&(e + p)?, rate, noise.as_deref_mut())?;
         for block in &self.blocks {
             let qkv = block.qkv.forward(&block.norm1.forward(&x)?)?;
-            let part = |k: usize| -> Result<Tensor> {
-                Ok(qkv
-                    .narrow(D::Minus1, k * d, d)?
-                    .reshape((b, l, h, d / h))?
-                    .transpose(1, 2)?
-                    .contiguous()?)
-            };
-            let (q, k, v) = (part(0)?, part(1)?, part(2)?);
-            let logits = (q.matmul(&k.t()?.contiguous()?)? * ((d / h) as f64).powf(-0.5))?;
-            let logits = logits.broadcast_add(&hide)?;
-            let weights = candle_nn::ops::softmax(&logits, D::Minus1)?;
-            let weights = dropout(&weights, rate, noise.as_deref_mut())?;
-            let mixed = weights
-                .matmul(&v)?
-                .transpose(1, 2)?
-                .contiguous()?
-                .reshape((b, l, d))?;
+            let part = |k: usize| qkv.narrow(1, k * d, d)?.contiguous();
+            let mixed = causal_attention(
+                (&part(0)?, &part(1)?, &part(2)?),
+                &segments,
+                self.cfg.heads,
+                rate,
+                noise.as_deref_mut(),
+            )?;
             let mixed = dropout(&block.out.forward(&mixed)?, rate, noise.as_deref_mut())?;
             x = (x + mixed)?;
             let y = block.up.forward(&block.norm2.forward(&x)?)?.relu()?;
             let y = dropout(&block.down.forward(&y)?, rate, noise.as_deref_mut())?;
             x = (x + y)?;
         }
-        self.last.forward(&x)
-    }
-
-    fn window<'a>(&self, s: &'a [u32]) -> &'a [u32] {
-        &s[s.len().saturating_sub(self.cfg.window)..]
+        Ok((self.last.forward(&x)?, segments))
     }
 }
 
@@ -196,15 +180,7 @@ impl Sasrec {
     /// # Errors
     /// A configuration out of range, or no user with two training events.
     pub fn new(data: &Dataset, cfg: SasrecConfig, seed: u64, dev: &Device) -> Result<Self> {
-        let sequences: Vec<Vec<u32>> = (0..data.num_users() as u32)
-            .map(|u| {
-                data.history(u, Split::Valid)
-                    .iter()
-                    .map(|e| e.item)
-                    .collect::<Vec<u32>>()
-            })
-            .filter(|s| s.len() >= 2)
-            .collect();
+        let sequences = training_sequences(data, 2);
         if sequences.is_empty() {
             return Err(Error::config(
                 "sasrec needs users with at least two training events",
@@ -236,34 +212,14 @@ impl Sasrec {
 
     fn loss(
         &self,
-        batch: &[usize],
+        batch: &[&[u32]],
         noise: Option<&mut Stream>,
         negatives: &[u32],
     ) -> Result<Tensor> {
-        let window = |s: &'_ [u32]| s.len().min(self.net.cfg.window + 1);
-        let parts: Vec<&[u32]> = batch
-            .iter()
-            .map(|&k| {
-                let s = &self.sequences[k];
-                &s[s.len() - window(s)..]
-            })
-            .collect();
-        let inputs: Vec<&[u32]> = parts.iter().map(|s| &s[..s.len() - 1]).collect();
-        let states = self.net.forward(&inputs, noise)?;
-        let (b, l, d) = states.dims3()?;
-        let mut rows = Vec::new();
-        let mut next = Vec::new();
-        for (r, s) in parts.iter().enumerate() {
-            let n = s.len() - 1;
-            for k in 0..n {
-                rows.push((r * l + l - n + k) as u32);
-                next.push(s[k + 1]);
-            }
-        }
-        let picked = states
-            .reshape((b * l, d))?
-            .index_select(&index_tensor(&rows, &self.net.dev)?, 0)?;
-        let none = vec![Vec::new(); rows.len()];
+        let inputs: Vec<&[u32]> = batch.iter().map(|w| &w[..w.len() - 1]).collect();
+        let next: Vec<u32> = batch.iter().flat_map(|w| w[1..].iter().copied()).collect();
+        let (picked, _) = self.net.forward(&inputs, noise)?;
+        let none = vec![Vec::new(); next.len()];
         if negatives.is_empty() {
             let scores = picked.matmul(&self.net.items.t()?)?;
             let targets = next.iter().map(|&i| vec![(i, 1.0)]).collect();
@@ -290,13 +246,22 @@ impl Sasrec {
     }
 }
 
+fn all_windows<'a>(sequences: &'a [Vec<u32>], cfg: &SasrecConfig) -> Vec<&'a [u32]> {
+    sequences
+        .iter()
+        .flat_map(|s| windows(s, cfg.window, cfg.windows))
+        .collect()
+}
+
 impl Learner for Sasrec {
     fn steps_per_epoch(&self) -> u64 {
-        self.sequences.len().div_ceil(self.net.cfg.batch) as u64
+        all_windows(&self.sequences, &self.net.cfg)
+            .len()
+            .div_ceil(self.net.cfg.batch) as u64
     }
 
     fn train_epoch(&mut self, epoch: u64, monitor: &mut Monitor<'_>) -> Result<EpochLosses> {
-        let mut order: Vec<usize> = (0..self.sequences.len()).collect();
+        let mut order = all_windows(&self.sequences, &self.net.cfg);
         rng::shuffle(
             &mut rng::stream(self.seed, Purpose::Shuffle, &[epoch]),
             &mut order,
@@ -346,20 +311,17 @@ impl Scorer for SasrecScorer {
     }
 
     fn score(&self, queries: &[EvalQuery], out: &mut [f32]) -> Result<()> {
-        let n = self.num_items();
-        // Sequences of like length together waste less padding; a few at a time bound memory.
-        for (queries, out) in queries.chunks(64).zip(out.chunks_mut(64 * n)) {
-            let histories: Vec<Vec<u32>> = queries
-                .iter()
-                .map(|q| q.history.iter().map(|e| e.item).collect())
-                .collect();
-            let windows: Vec<&[u32]> = histories.iter().map(|h| self.net.window(h)).collect();
-            let states = self.net.forward(&windows, None)?;
-            let l = states.dim(1)?;
-            let last = states.narrow(1, l - 1, 1)?.squeeze(1)?.contiguous()?;
-            copy_scores(&last.matmul(&self.items_t)?, out)?;
-        }
-        Ok(())
+        let histories: Vec<Vec<u32>> = queries
+            .iter()
+            .map(|q| q.history.iter().map(|e| e.item).collect())
+            .collect();
+        let windows: Vec<&[u32]> = histories
+            .iter()
+            .map(|h| newest(h, self.net.cfg.window))
+            .collect();
+        let (states, segments) = self.net.forward(&windows, None)?;
+        let last = last_states(&states, &segments)?;
+        copy_scores(&last.matmul(&self.items_t)?, out)
     }
 }
 
@@ -378,19 +340,20 @@ mod tests {
     }
 
     #[test]
-    fn attention_is_causal_and_padding_changes_nothing() -> Result<()> {
+    fn attention_is_causal_and_neighbours_change_nothing() -> Result<()> {
         let net = net(0.0)?;
-        let full = net.forward(&[&[1, 2, 3]], None)?.to_vec3::<f32>()?;
+        let states = |s: &[&[u32]]| -> Result<Vec<Vec<f32>>> {
+            Ok(net.forward(s, None)?.0.to_vec2::<f32>()?)
+        };
+        let full = states(&[&[1, 2, 3]])?;
         // Another last item leaves the earlier states as they were.
-        let other = net.forward(&[&[1, 2, 4]], None)?.to_vec3::<f32>()?;
-        let both = net
-            .forward(&[&[1, 2, 3], &[0, 4, 2, 1, 3]], None)?
-            .to_vec3::<f32>()?;
+        let other = states(&[&[1, 2, 4]])?;
+        let both = states(&[&[0, 4, 2, 1, 3], &[], &[1, 2, 3]])?;
         for i in 0..8 {
-            assert!((full[0][1][i] - other[0][1][i]).abs() < 1e-6);
-            assert!((full[0][2][i] - both[0][4][i]).abs() < 1e-5);
+            assert!((full[1][i] - other[1][i]).abs() < 1e-6);
+            assert!((full[2][i] - both[7][i]).abs() < 1e-5);
         }
-        assert_ne!(full[0][2], other[0][2]);
+        assert_ne!(full[2], other[2]);
         Ok(())
     }
 
@@ -407,7 +370,9 @@ mod tests {
             sequences,
         };
         for negatives in [&[][..], &[0, 3]] {
-            let g = m.loss(&[0, 1], None, negatives)?.backward()?;
+            let g = m
+                .loss(&all_windows(&m.sequences, &m.net.cfg), None, negatives)?
+                .backward()?;
             for (name, v) in m.net.params.iter() {
                 let g = g
                     .get(v.as_tensor())

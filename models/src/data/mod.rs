@@ -29,6 +29,7 @@ pub mod import;
 pub mod inspect;
 mod interactions;
 pub mod perspectives;
+pub mod sequence;
 pub mod split;
 pub mod synthetic;
 mod table;

@@ -1,0 +1,144 @@
+//! Training sequences of models that predict the next item.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Dataset, Split};
+
+/// Which parts of a long sequence are trained on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Windows {
+    /// The newest window of each user, as the published programs do.
+    Last,
+    /// Consecutive windows back to the first event; each event is predicted once.
+    #[default]
+    All,
+}
+
+/// The training events of each user, oldest first (file order where the data has none), of users
+/// with at least `least` events in train, valid and test together and two in train.
+pub fn training_sequences(data: &Dataset, least: usize) -> Vec<Vec<u32>> {
+    (0..data.num_users() as u32)
+        .filter(|&u| data.user_rows(u).len() >= least)
+        .map(|u| {
+            let events = data.history(u, Split::Valid);
+            events.iter().map(|e| e.item).collect::<Vec<u32>>()
+        })
+        .filter(|s| s.len() >= 2)
+        .collect()
+}
+
+/// Windows of at most `inputs + 1` events, newest first: all but the last event of a window are
+/// inputs, all but the first are to be predicted. Neighbours share one event.
+pub fn windows(sequence: &[u32], inputs: usize, which: Windows) -> Vec<&[u32]> {
+    let mut out = Vec::new();
+    let mut end = sequence.len();
+    while end >= 2 && inputs > 0 {
+        out.push(&sequence[end.saturating_sub(inputs + 1)..end]);
+        if which == Windows::Last {
+            break;
+        }
+        end = end.saturating_sub(inputs);
+    }
+    out
+}
+
+/// The newest `inputs` events of a history: what a model with that window sees of it.
+pub fn newest(history: &[u32], inputs: usize) -> &[u32] {
+    &history[history.len().saturating_sub(inputs)..]
+}
+
+/// How often each of `items` items occurs in the windows, an event that two of them share once.
+pub fn window_counts(
+    sequences: &[Vec<u32>],
+    inputs: usize,
+    which: Windows,
+    items: usize,
+) -> Vec<u32> {
+    let mut counts = vec![0u32; items];
+    for s in sequences {
+        let covered = match which {
+            Windows::Last => newest(s, inputs + 1),
+            Windows::All => s,
+        };
+        covered.iter().for_each(|&i| counts[i as usize] += 1);
+    }
+    counts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::{IdMap, Interaction, split};
+    use crate::error::Result;
+    use crate::eval::{EvalProtocol, queries};
+
+    fn one_user(n: u32) -> Result<Dataset> {
+        let mut rows: Vec<Interaction> = (1..=n)
+            .map(|item| Interaction {
+                user: 0,
+                item,
+                behavior: 0,
+                split: Split::Train,
+                time: i64::from(item),
+                value: 1.0,
+            })
+            .collect();
+        split::assign(&mut rows, true, None, 0);
+        let items = IdMap::new((0..=n).map(|i| i.to_string()))?;
+        Dataset::new(
+            "one",
+            IdMap::new(["u"])?,
+            items,
+            vec!["any".into()],
+            rows,
+            true,
+        )
+    }
+
+    /// Inputs and target of a published split with 12 inputs, by way of the evaluator.
+    fn query(data: &Dataset, split: Split) -> Result<Vec<u32>> {
+        let protocol = EvalProtocol {
+            split,
+            ..EvalProtocol::default()
+        };
+        let q = queries(data, &protocol)?.remove(0);
+        let history: Vec<u32> = q.history.iter().map(|e| e.item).collect();
+        Ok([newest(&history, 12), &q.targets].concat())
+    }
+
+    /// Oracle 9.4 of the ODMT specification: keeping the last 15 events and cutting them is the
+    /// same as cutting windows out of the whole sequence.
+    #[test]
+    fn published_splits_come_out() -> Result<()> {
+        let long = one_user(20)?;
+        let train = training_sequences(&long, 5);
+        let last = windows(&train[0], 12, Windows::Last);
+        assert_eq!(last, [(6..=18).collect::<Vec<u32>>()]);
+        assert_eq!(query(&long, Split::Valid)?, (7..=19).collect::<Vec<u32>>());
+        assert_eq!(query(&long, Split::Test)?, (8..=20).collect::<Vec<u32>>());
+
+        let short = one_user(5)?;
+        assert_eq!(training_sequences(&short, 5), [[1, 2, 3]]);
+        assert_eq!(query(&short, Split::Valid)?, [1, 2, 3, 4]);
+        assert_eq!(query(&short, Split::Test)?, [1, 2, 3, 4, 5]);
+        assert!(training_sequences(&short, 6).is_empty());
+        Ok(())
+    }
+
+    #[test]
+    fn windows_predict_each_event_once() {
+        let s: Vec<u32> = (0..10).collect();
+        let all = windows(&s, 3, Windows::All);
+        assert_eq!(all, [&[6, 7, 8, 9][..], &[3, 4, 5, 6], &[0, 1, 2, 3]]);
+        let mut predicted: Vec<u32> = all.iter().flat_map(|w| w[1..].to_vec()).collect();
+        predicted.sort_unstable();
+        assert_eq!(predicted, s[1..]);
+        assert_eq!(windows(&s[..2], 3, Windows::All), [&[0, 1]]);
+        assert!(windows(&s[..1], 3, Windows::All).is_empty());
+        let counts = window_counts(&[s.clone(), vec![9, 9]], 3, Windows::All, 10);
+        assert_eq!(counts, [1, 1, 1, 1, 1, 1, 1, 1, 1, 3]);
+        let counts = window_counts(&[s], 3, Windows::Last, 10);
+        assert_eq!(counts, [0, 0, 0, 0, 0, 0, 1, 1, 1, 1]);
+    }
+}
