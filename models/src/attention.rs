@@ -336,14 +336,10 @@ impl CustomOp3 for Causal {
         _y: &Tensor,
         g: &Tensor,
     ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let weights = self
-            .weights
-            .lock()
-            .ok()
-            .and_then(|mut w| w.take())
-            .ok_or_else(|| {
-                candle_core::Error::Msg("causal-attention: backward without its forward".into())
-            })?;
+        let missing =
+            || candle_core::Error::Msg("causal-attention: backward without its forward".into());
+        let kept = self.weights.lock().map_err(|_| missing())?;
+        let weights = kept.as_deref().ok_or_else(missing)?;
         let host = |t: &Tensor| t.flatten_all()?.to_vec1::<f32>();
         let (qs, ks, vs, gs) = (host(q)?, host(k)?, host(v)?, host(&g.contiguous()?)?);
         let dim = q.dim(1)?;

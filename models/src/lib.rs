@@ -17,6 +17,7 @@ pub mod factors;
 pub mod graph;
 pub mod knn;
 pub mod layer;
+pub mod odmt;
 pub mod ops;
 pub mod params;
 pub mod rng;

@@ -20,12 +20,13 @@ use crate::dprec::{Dprec, DprecConfig};
 use crate::error::{Error, Result};
 use crate::eval::Scorer;
 use crate::factors::Factors;
+use crate::odmt::{Odmt, OdmtConfig};
 use crate::params::TensorMap;
 use crate::student::Student;
 use crate::train::{Learner, Mode, TrainConfig};
 
 /// Models that `train` knows.
-pub const MODELS: [&str; 7] = [
+pub const MODELS: [&str; 8] = [
     "popularity",
     "ease",
     "bpr",
@@ -33,6 +34,7 @@ pub const MODELS: [&str; 7] = [
     "sasrec",
     "diffmm",
     "dprec",
+    "odmt",
 ];
 
 /// Everything needed to repeat a run; `config.toml`.
@@ -75,6 +77,7 @@ impl RunConfig {
             "sasrec" => (100, 10),
             "diffmm" => (50, 15),
             "dprec" => (200, 20),
+            "odmt" => (60, 10),
             "student" => (60, 10),
             _ => {
                 return Err(Error::config(format!(
@@ -173,6 +176,7 @@ impl RunConfig {
             "sasrec" => self.parse::<SasrecConfig>().map(drop),
             "diffmm" => self.parse::<DiffMmConfig>()?.check(),
             "dprec" => self.parse::<DprecConfig>()?.check(),
+            "odmt" => self.parse::<OdmtConfig>()?.check(),
             "student" => self.parse::<crate::distill::DistillConfig>().map(drop),
             _ => Self::new(&self.model).map(drop),
         }
@@ -233,6 +237,7 @@ pub fn learner<'a>(
         "sasrec" => Box::new(Sasrec::new(data, spec.parse()?, seed, dev)?),
         "diffmm" => Box::new(DiffMm::new(data, spec.parse::<DiffMmConfig>()?, seed, dev)?),
         "dprec" => Box::new(Dprec::new(data, spec.parse()?, seed, dev)?),
+        "odmt" => Box::new(Odmt::new(data, spec.parse()?, spec.mode, seed, dev)?),
         other => {
             return Err(RunConfig::new(other).err().unwrap_or_else(|| {
                 Error::config(format!("`{other}` is not trained by itself; use distill"))
@@ -267,6 +272,7 @@ pub fn scorer(
             Box::new(Ease::new(weights, data.target_behavior))
         }
         "sasrec" => Box::new(Sasrec::scorer(tensors, data, spec.parse()?, dev)?),
+        "odmt" => Box::new(Odmt::scorer(tensors, &spec.parse()?, dev)?),
         "student" => Box::new(Student::load(tensors, dev)?.scorer(data)?),
         _ => Box::new(Factors::new(tensors)?),
     })

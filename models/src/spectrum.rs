@@ -89,7 +89,8 @@ pub(crate) fn add_standardized(sum: &mut [f32], scores: &[f32], share: f64) {
     }
 }
 
-fn orthonormal(columns: &Tensor) -> Result<Tensor> {
+/// An orthonormal basis of the span of the columns.
+pub(crate) fn orthonormal(columns: &Tensor) -> Result<Tensor> {
     let (n, d) = columns.dims2()?;
     let values: Vec<f32> = columns.flatten_all()?.to_vec1()?;
     let q = Mat::from_fn(n, d, |i, j| f64::from(values[i * d + j]))

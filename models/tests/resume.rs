@@ -85,6 +85,10 @@ fn resumed_runs_equal_uninterrupted_ones() -> Result<()> {
         ("sasrec", &["dim=16", "window=10"]),
         ("diffmm", &["dim=16", "hidden=24", "batch=256"]),
         ("dprec", &["dim=16", "batch=512", "concepts=8"]),
+        (
+            "odmt",
+            &["dim=16", "id_dim=16", "window=5", "micro_batches=2"],
+        ),
         ("student", &["dim=16", "event_hidden=16", "batch=64"]),
     ] {
         let mut spec = RunConfig::new(model)?;
