@@ -1,7 +1,12 @@
-# Sourced by the experiment scripts: where things are, and runs that are skipped when finished and
-# continued when interrupted. The script that sources it sets `name`, the folder under runs/.
+# Sourced by the experiment scripts, which set runs_name first: where things are, and runs that are
+# skipped when finished and continued when interrupted.
+#
+# TERCET_RUNS      where runs go (default: runs/$runs_name)
+# TERCET_THREADS   threads of each run (default: 2)
+# TERCET_BIN       the command (default: built from this checkout)
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(cd "$here/../.." && pwd)
-runs=${TERCET_RUNS:-$root/runs/$name}
+runs=${TERCET_RUNS:-$root/runs/$runs_name}
 threads=${TERCET_THREADS:-2}
 export RAYON_NUM_THREADS=$threads
 tercet=${TERCET_BIN:-}

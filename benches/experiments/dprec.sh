@@ -8,10 +8,9 @@
 # interrupted ones are continued. With no argument all parts run, the small data sets first. The
 # tables are printed at the end by tables.py.
 set -euo pipefail
-here=$(cd "$(dirname "$0")" && pwd)
-name=dprec
+runs_name=dprec
 data=${TERCET_DATA_DIR:?set TERCET_DATA_DIR to the folder that holds the data sets}
-. "$here/common.sh"
+. "$(dirname "$0")/common.sh"
 
 # peers NAME SET: what DPRec is compared with. Lists of options come from the arrays below.
 ease=() graph=() diffmm=() dprec=() common=() student=()

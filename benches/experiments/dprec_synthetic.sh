@@ -8,9 +8,8 @@
 # and interrupted ones are continued. The table goes to standard output and, with no argument, to
 # benches/results/dprec-synthetic.md.
 set -euo pipefail
-here=$(cd "$(dirname "$0")" && pwd)
-name=dprec-synthetic
-. "$here/common.sh"
+runs_name=dprec-synthetic
+. "$(dirname "$0")/common.sh"
 seeds=${TERCET_SEEDS:-1 2 3}
 data=$runs/data
 [ -d "$data" ] || "$tercet" data synth --kind perspectives --seed 17 --out "$data" >&2

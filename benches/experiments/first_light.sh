@@ -7,10 +7,9 @@
 # interrupted ones are continued, so the script can be stopped and repeated at will. With no
 # argument all parts run. The tables are printed at the end by tables.py.
 set -euo pipefail
-here=$(cd "$(dirname "$0")" && pwd)
-name=first-light
+runs_name=first-light
 data=${TERCET_DATA_DIR:?set TERCET_DATA_DIR to the folder that holds the data sets}
-. "$here/common.sh"
+. "$(dirname "$0")/common.sh"
 
 tiktok() {
   local d=tiktok-diffmm

@@ -1,6 +1,6 @@
 """Prints the tables of an experiment folder as Markdown: mean ± sample deviation over seeds.
 
-usage: tables.py RUNS_FOLDER
+usage: tables.py RUNS_FOLDER [METRIC]...
 """
 import json
 import pathlib
@@ -8,7 +8,7 @@ import re
 import statistics
 import sys
 
-METRICS = ("recall@20", "ndcg@20")
+METRICS = ["recall@20", "ndcg@20"]
 
 
 def load(path):
@@ -25,13 +25,14 @@ def cell(values):
     return f"{mean:.4f} ± {statistics.stdev(values):.4f}"
 
 
-def main(folder):
+def main(folder, metrics):
     groups = {}
     for report in sorted(folder.glob("*/report.json")):
         name = re.sub(r"-\d+$", "", report.parent.name)
         groups.setdefault(name, []).append(report.parent)
-    print("| run | seeds | selected on | recall@20 | ndcg@20 | cold recall@20 | CPU s/epoch | peak MB |")
-    print("|---|--:|---|--:|--:|--:|--:|--:|")
+    names = " | ".join(metrics)
+    print(f"| run | seeds | selected on | {names} | cold recall@20 | CPU s/epoch | peak MB |")
+    print("|---|--:|---|" + "--:|" * (len(metrics) + 3))
     for name, runs in groups.items():
         reports = [load(r / "report.json") for r in runs]
         rows = [("", reports[0]["selected_on"], [r["test"] for r in reports])]
@@ -49,12 +50,12 @@ def main(folder):
             rows.append((" as int8 bundle", "valid", [b["metrics"] for b in bundles]))
         cpu = cell([r["cpu_seconds_per_epoch"] for r in reports])
         peak = max(r["peak_rss_mb"] or 0 for r in reports)
-        for suffix, on, metrics in rows:
-            values = " | ".join(cell([m.get(k) for m in metrics]) for k in METRICS)
-            print(f"| {name}{suffix} | {len(metrics)} | {on} | {values} | {cell(colds)} | {cpu} | {peak:.0f} |")
+        for suffix, on, measured in rows:
+            values = " | ".join(cell([m.get(k) for m in measured]) for k in metrics)
+            print(f"| {name}{suffix} | {len(measured)} | {on} | {values} | {cell(colds)} | {cpu} | {peak:.0f} |")
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
+    if len(sys.argv) < 2:
         sys.exit(__doc__)
-    main(pathlib.Path(sys.argv[1]))
+    main(pathlib.Path(sys.argv[1]), sys.argv[2:] or METRICS)

@@ -539,6 +539,62 @@ fn features_in_every_format() {
 }
 
 #[test]
+fn token_features_keep_their_tokens_and_show_their_mean() {
+    let dir = folder(&[(
+        "interactions.csv",
+        "user_id,item_id\na,1\na,2\na,3\nb,1\nb,2\n",
+    )]);
+    // Three items of two tokens of one column; the last item has none, the second lacks one.
+    let bytes = f32s(&[1.0, 3.0, 5.0, 9.0, 7.0, 7.0]);
+    let tensors = |tokens| {
+        [
+            (
+                "x",
+                TensorView::new(Dtype::F32, vec![3, 2, 1], &bytes).unwrap(),
+            ),
+            (
+                "present",
+                TensorView::new(Dtype::U8, vec![3, 2], tokens).unwrap(),
+            ),
+        ]
+    };
+    put(
+        dir.path(),
+        "features/text.safetensors",
+        &safetensors::serialize(tensors(&[1, 1, 1, 0, 0, 0]), None).unwrap(),
+    );
+    let data = open(&dir).unwrap();
+    let f = &data.features[0];
+    assert_eq!(f.present, [true, true, false]);
+    assert_eq!(f.values.column(0).to_vec(), [2.0, 5.0, 0.0]);
+    let tokens = f.tokens.as_ref().unwrap();
+    assert_eq!((tokens.per_item, tokens.dim), (2, 1));
+    assert_eq!(tokens.present, [true, true, true, false, false, false]);
+    let values: Vec<f32> = tokens.values.iter().map(|x| x.to_f32()).collect();
+    assert_eq!(values, [1.0, 3.0, 5.0, 0.0, 0.0, 0.0]);
+    assert_eq!(tokens.standardize().mean, [3.0]);
+    // Rows named by ids.txt are put into the order of items.csv.
+    put(dir.path(), "items.csv", b"item_id\n3\n2\n1\n");
+    put(dir.path(), "features/ids.txt", b"1\n2\n3\n");
+    let data = open(&dir).unwrap();
+    let f = &data.features[0];
+    assert_eq!(f.values.column(0).to_vec(), [0.0, 5.0, 2.0]);
+    let tokens = f.tokens.as_ref().unwrap();
+    assert_eq!(tokens.present, [false, false, true, false, true, true]);
+
+    let bytes = f32s(&[0.0; 4]);
+    let flat = [(
+        "x",
+        TensorView::new(Dtype::F32, vec![1, 1, 1, 4], &bytes).unwrap(),
+    )];
+    refused_feature(
+        "a.safetensors",
+        &safetensors::serialize(flat, None).unwrap(),
+        "[items, tokens, columns]",
+    );
+}
+
+#[test]
 fn bad_features() {
     let nan = f32::NAN;
     refused_feature("a.npy", b"", "not an .npy");
@@ -601,7 +657,7 @@ fn bad_features() {
     refused_feature(
         "a.safetensors",
         &one("x", Dtype::F32, vec![4], &data),
-        "1 dimensions",
+        "[items, columns]",
     );
     refused_feature(
         "a.safetensors",

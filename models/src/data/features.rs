@@ -6,7 +6,9 @@
 //!
 //! * `.npy`: a 2-D array, `f16` or `f32`, either byte order, C or Fortran order.
 //! * `.safetensors`: one 2-D tensor, `F16`, `BF16` or `F32`, and optionally a tensor `present` of
-//!   the same number of rows (`U8`, `BOOL` or `F32`; 0 = missing).
+//!   the same number of rows (`U8`, `BOOL` or `F32`; 0 = missing). A 3-D tensor `[items, tokens,
+//!   columns]` holds the tokens of each item, the class token first, and its `present` is
+//!   `[items, tokens]`; models without a use for tokens see their mean.
 //!
 //! A row is *missing* if it is all NaN, if it is all zero (published matrices mark items without a
 //! picture that way, and no encoder gives a zero vector), or if `present` says so. Missing rows are
@@ -23,6 +25,7 @@ use safetensors::tensor::Metadata;
 use safetensors::{Dtype, SafeTensors};
 
 use super::IdMap;
+use super::tokens::{TokenFeatures, pool};
 use crate::error::{Error, Result};
 
 /// Longest text header of an `.npy` file, in bytes; real ones have about a hundred.
@@ -41,6 +44,8 @@ pub struct ModalityFeatures {
     pub values: Array2<f32>,
     /// Whether the item has this modality.
     pub present: Vec<bool>,
+    /// Token by token, where the file has it so; `values` is then the mean of the tokens.
+    pub tokens: Option<TokenFeatures>,
 }
 
 /// Per column mean and inverse standard deviation, so that `(x - mean) * inv_std` has mean 0 and
@@ -68,6 +73,7 @@ impl ModalityFeatures {
             name,
             values,
             present,
+            tokens: None,
         };
         features.check().map_err(Error::config)?;
         Ok(features)
@@ -85,46 +91,15 @@ impl ModalityFeatures {
 
     /// Column statistics over the present rows, accumulated in f64 (two passes).
     pub fn standardize(&self) -> Standardization {
-        let rows = self.present.iter().filter(|p| **p).count().max(1) as f64;
-        let dim = self.dim();
-        let present = || {
-            self.values
-                .outer_iter()
-                .zip(&self.present)
-                .filter(|(_, p)| **p)
-                .map(|(row, _)| row)
-        };
-        let mut mean = vec![0f64; dim];
-        for row in present() {
-            for (sum, &x) in mean.iter_mut().zip(row) {
-                *sum += f64::from(x);
+        statistics(self.dim(), |visit| {
+            let mut copy = Vec::with_capacity(self.dim());
+            let rows = self.values.outer_iter().zip(&self.present);
+            for (row, _) in rows.filter(|(_, p)| **p) {
+                copy.clear();
+                copy.extend(row.iter());
+                visit(&copy);
             }
-        }
-        for m in &mut mean {
-            *m /= rows;
-        }
-        let mut variance = vec![0f64; dim];
-        for row in present() {
-            for ((sum, &x), m) in variance.iter_mut().zip(row).zip(&mean) {
-                *sum += (f64::from(x) - m).powi(2);
-            }
-        }
-        Standardization {
-            inv_std: variance
-                .iter()
-                .zip(&mean)
-                .map(|(v, m)| {
-                    let std = (v / rows).sqrt();
-                    // A column that is constant up to f32 rounding carries nothing.
-                    if std > 1e-7 * (1.0 + m.abs()) {
-                        (1.0 / std) as f32
-                    } else {
-                        0.0
-                    }
-                })
-                .collect(),
-            mean: mean.iter().map(|m| *m as f32).collect(),
-        }
+        })
     }
 
     fn check(&mut self) -> std::result::Result<(), String> {
@@ -158,6 +133,44 @@ impl ModalityFeatures {
             }
         }
         Ok(())
+    }
+}
+
+/// Mean and inverse deviation of each column of the rows that `each` visits, in two passes.
+pub(super) fn statistics(dim: usize, each: impl Fn(&mut dyn FnMut(&[f32]))) -> Standardization {
+    let mut rows = 0usize;
+    let mut mean = vec![0f64; dim];
+    each(&mut |row| {
+        rows += 1;
+        for (sum, &x) in mean.iter_mut().zip(row) {
+            *sum += f64::from(x);
+        }
+    });
+    let rows = rows.max(1) as f64;
+    for m in &mut mean {
+        *m /= rows;
+    }
+    let mut variance = vec![0f64; dim];
+    each(&mut |row| {
+        for ((sum, &x), m) in variance.iter_mut().zip(row).zip(&mean) {
+            *sum += (f64::from(x) - m).powi(2);
+        }
+    });
+    Standardization {
+        inv_std: variance
+            .iter()
+            .zip(&mean)
+            .map(|(v, m)| {
+                let std = (v / rows).sqrt();
+                // A column that is constant up to f32 rounding carries nothing.
+                if std > 1e-7 * (1.0 + m.abs()) {
+                    (1.0 / std) as f32
+                } else {
+                    0.0
+                }
+            })
+            .collect(),
+        mean: mean.iter().map(|m| *m as f32).collect(),
     }
 }
 
@@ -242,7 +255,8 @@ pub(super) fn list(dir: &Path, modalities: Option<&[String]>) -> Result<Vec<Feat
                     },
                 )
             } else {
-                safetensors_header(&path)?
+                let header = safetensors_header(&path)?;
+                (header.rows, header.dim, header.dtype)
             };
             Ok(FeatureFile {
                 path,
@@ -352,6 +366,7 @@ pub(super) fn read(
                 }
                 features.values = values;
                 features.present = present;
+                features.tokens = features.tokens.map(|t| t.reordered(order, items.len()));
             }
             Ok(features)
         })
@@ -359,8 +374,8 @@ pub(super) fn read(
 }
 
 fn read_file(file: &FeatureFile) -> Result<ModalityFeatures> {
-    let (values, present) = if file.path.extension().is_some_and(|e| e == "npy") {
-        (read_npy(&file.path)?, vec![true; file.rows])
+    let (values, present, tokens) = if file.path.extension().is_some_and(|e| e == "npy") {
+        (read_npy(&file.path)?, vec![true; file.rows], None)
     } else {
         read_safetensors(&file.path)?
     };
@@ -369,11 +384,15 @@ fn read_file(file: &FeatureFile) -> Result<ModalityFeatures> {
         name: file.name.clone(),
         values,
         present,
+        tokens: None,
     };
     features
         .check()
         .map_err(|reason| Error::feature(&file.path, reason))?;
-    Ok(features)
+    Ok(match tokens {
+        Some(per_item) => pool(features, per_item),
+        None => features,
+    })
 }
 
 struct NpyHeader {
@@ -560,7 +579,16 @@ fn dtype_name(dtype: Dtype) -> Option<&'static str> {
     }
 }
 
-fn safetensors_header(path: &Path) -> Result<(usize, usize, &'static str)> {
+struct SafetensorsHeader {
+    /// Items.
+    rows: usize,
+    /// Tokens of an item, where the tensor has three dimensions.
+    tokens: Option<usize>,
+    dim: usize,
+    dtype: &'static str,
+}
+
+fn safetensors_header(path: &Path) -> Result<SafetensorsHeader> {
     let bad = |reason: String| Error::feature(path, reason);
     let mut file = File::open(path).map_err(|e| Error::io(path, e))?;
     let length = file.metadata().map_err(|e| Error::io(path, e))?.len();
@@ -585,14 +613,19 @@ fn safetensors_header(path: &Path) -> Result<(usize, usize, &'static str)> {
         }
         if matrix.is_some() {
             return Err(bad(
-                "several tensors; one 2-D tensor and optionally `present` are expected".to_owned(),
+                "several tensors; one 2-D or 3-D tensor and optionally `present` are expected"
+                    .to_owned(),
             ));
         }
-        let [rows, dim] = info.shape[..] else {
-            return Err(bad(format!(
-                "tensor {name:?} has {} dimensions; 2 are needed",
-                info.shape.len()
-            )));
+        let (rows, tokens, dim) = match info.shape[..] {
+            [rows, dim] => (rows, None, dim),
+            [rows, tokens, dim] if tokens > 0 => (rows, Some(tokens), dim),
+            _ => {
+                return Err(bad(format!(
+                    "tensor {name:?} has shape {:?}; [items, columns] or [items, tokens, columns] is needed",
+                    info.shape
+                )));
+            }
         };
         if dim == 0 {
             return Err(bad(format!("tensor {name:?} has no columns")));
@@ -606,20 +639,29 @@ fn safetensors_header(path: &Path) -> Result<(usize, usize, &'static str)> {
         // A shape that its own bytes don't back must not size anything.
         let (start, end) = info.data_offsets;
         let claimed = rows
-            .checked_mul(dim)
+            .checked_mul(tokens.unwrap_or(1))
+            .and_then(|n| n.checked_mul(dim))
             .and_then(|n| n.checked_mul(if dtype == "float32" { 4 } else { 2 }));
         if end as u64 > bytes || end.checked_sub(start) != claimed {
             return Err(bad(format!(
-                "tensor {name:?} of {rows} x {dim} does not fit the file; it is damaged"
+                "tensor {name:?} of shape {:?} does not fit the file; it is damaged",
+                info.shape
             )));
         }
-        matrix = Some((rows, dim, dtype));
+        matrix = Some(SafetensorsHeader {
+            rows,
+            tokens,
+            dim,
+            dtype,
+        });
     }
     matrix.ok_or_else(|| bad("no feature tensor".to_owned()))
 }
 
-fn read_safetensors(path: &Path) -> Result<(Array2<f32>, Vec<bool>)> {
-    let (rows, dim, _) = safetensors_header(path)?;
+/// Values and presence, a row for each item or each token, and the tokens of an item.
+fn read_safetensors(path: &Path) -> Result<(Array2<f32>, Vec<bool>, Option<usize>)> {
+    let header = safetensors_header(path)?;
+    let rows = header.rows * header.tokens.unwrap_or(1);
     let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
     let bad = |reason: String| Error::feature(path, reason);
     let tensors = SafeTensors::deserialize(&bytes)
@@ -643,9 +685,9 @@ fn read_safetensors(path: &Path) -> Result<(Array2<f32>, Vec<bool>)> {
             values = floats(view.dtype(), view.data());
         }
     }
-    let matrix = Array2::from_shape_vec((rows, dim), values)
+    let matrix = Array2::from_shape_vec((rows, header.dim), values)
         .map_err(|e| Error::feature(path, e.to_string()))?;
-    Ok((matrix, present))
+    Ok((matrix, present, header.tokens))
 }
 
 fn floats(dtype: Dtype, bytes: &[u8]) -> Vec<f32> {

@@ -33,6 +33,7 @@ pub mod sequence;
 pub mod split;
 pub mod synthetic;
 mod table;
+mod tokens;
 
 use std::path::Path;
 
@@ -40,6 +41,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 pub use features::{ModalityFeatures, Standardization};
+pub use tokens::TokenFeatures;
 
 /// Which part of the data a row belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -2,10 +2,11 @@
 //! branch out.
 
 use candle_core::{DType, Device, Tensor};
+use half::f16;
 
 use super::block::{Block, Shape, Start};
 use super::config::{IdMask, OdmtConfig};
-use crate::data::ModalityFeatures;
+use crate::data::{ModalityFeatures, Standardization};
 use crate::error::Result;
 use crate::graph::index_tensor;
 use crate::layer::{Linear, dropout};
@@ -33,26 +34,29 @@ pub(super) struct Frozen {
 
 impl Frozen {
     /// The features of a modality, each column brought to mean 0 and variance 1 over the tokens
-    /// that exist if `standardize`.
+    /// that exist if `standardize`. Pooled features are one token.
     pub(super) fn new(f: &ModalityFeatures, standardize: bool) -> Result<Self> {
         let width = f.dim();
-        let mut values: Vec<f32> = f.values.iter().copied().collect();
-        if standardize {
-            let s = f.standardize();
-            for (row, _) in values
-                .chunks_exact_mut(width)
-                .zip(&f.present)
-                .filter(|(_, p)| **p)
-            {
-                for ((x, m), inv) in row.iter_mut().zip(&s.mean).zip(&s.inv_std) {
-                    *x = (*x - m) * inv;
-                }
-            }
+        let items = f.present.len();
+        if let Some(t) = &f.tokens {
+            let s = standardize.then(|| t.standardize());
+            // Half precision: token features are by far the largest part of a data set.
+            let mut values = t.values.clone();
+            standardize_rows(&mut values, &t.present, s, f16::to_f32, f16::from_f32);
+            return Ok(Self {
+                name: f.name.clone(),
+                tokens: t.per_item,
+                values: Tensor::from_vec(values, (items, t.per_item * width), &Device::Cpu)?,
+                present: t.present.clone(),
+            });
         }
+        let s = standardize.then(|| f.standardize());
+        let mut values: Vec<f32> = f.values.iter().copied().collect();
+        standardize_rows(&mut values, &f.present, s, |x| x, |x| x);
         Ok(Self {
             name: f.name.clone(),
             tokens: 1,
-            values: Tensor::from_vec(values, (f.present.len(), width), &Device::Cpu)?,
+            values: Tensor::from_vec(values, (items, width), &Device::Cpu)?,
             present: f.present.clone(),
         })
     }
@@ -69,6 +73,25 @@ impl Frozen {
 
     fn lacks_some_class(&self) -> bool {
         self.present.chunks_exact(self.tokens).any(|t| !t[0])
+    }
+}
+
+/// Applies `(x − mean) · inv_std` to the rows that are present.
+fn standardize_rows<T: Copy>(
+    values: &mut [T],
+    present: &[bool],
+    by: Option<Standardization>,
+    read: impl Fn(T) -> f32,
+    write: impl Fn(f32) -> T,
+) {
+    let Some(s) = by else {
+        return;
+    };
+    let rows = values.chunks_exact_mut(s.mean.len()).zip(present);
+    for (row, _) in rows.filter(|(_, p)| **p) {
+        for ((x, m), inv) in row.iter_mut().zip(&s.mean).zip(&s.inv_std) {
+            *x = write((read(*x) - m) * inv);
+        }
     }
 }
 

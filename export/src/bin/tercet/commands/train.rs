@@ -19,7 +19,7 @@ enum ModeArg {
 /// Options of `train`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// popularity, ease, bpr, lightgcn, sasrec, diffmm or dprec.
+    /// popularity, ease, bpr, lightgcn, sasrec, diffmm, dprec or odmt.
     #[arg(long)]
     model: String,
     /// Data set folder.

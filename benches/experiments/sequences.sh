@@ -1,0 +1,99 @@
+#!/usr/bin/env bash
+# Sequences: ODMT, its ablations, SASRec and the distilled student on data whose events have an order.
+#
+#   TERCET_DATA_DIR=/path/to/datasets benches/experiments/sequences.sh [industrial|ml100k|beauty|yelp|ml1m]...
+#
+# Options: TERCET_RUNS, TERCET_THREADS, TERCET_BIN and TERCET_SEEDS (default "1 2 3"), as in
+# common.sh. Finished runs are skipped and interrupted ones are continued. With no argument all parts
+# run, the most telling first. ml1m-mm has no order: what models of sequences learn there is the file's
+# order, and the part only shows what that costs them.
+set -euo pipefail
+runs_name=sequences
+data=${TERCET_DATA_DIR:?set TERCET_DATA_DIR to the folder that holds the data sets}
+. "$(dirname "$0")/common.sh"
+seeds=${TERCET_SEEDS:-1 2 3}
+
+# What every model here is selected by.
+select=(--set train.metric=ndcg@10)
+
+# baselines PART SET: models without features, one seed.
+baselines() {
+  run "$1-popularity" train --model popularity --data "$data/$2" "${select[@]}"
+  run "$1-bpr-1" train --model bpr --data "$data/$2" --seed 1 "${select[@]}" --epochs 60 --set train.eval_every=5 --set train.patience=3
+}
+
+# ablations PART SET options…: ODMT less one of its parts, one seed.
+ablations() {
+  local part=$1 set=$2; shift 2
+  run "$part-odmt-without-distillation-1" train --model odmt --data "$data/$set" --seed 1 "${select[@]}" "$@" --set alpha=0
+  run "$part-odmt-without-imt-1" train --model odmt --data "$data/$set" --seed 1 "${select[@]}" "$@" --set imt=false
+}
+
+industrial() {
+  local d=amazon-industrial-text o=(--epochs 30 --set train.patience=6) s
+  for s in $seeds; do
+    run industrial-odmt-$s train --model odmt --data "$data/$d" --seed $s "${select[@]}" "${o[@]}"
+    run industrial-sasrec-$s train --model sasrec --data "$data/$d" --seed $s "${select[@]}" --epochs 60 --set windows=all
+  done
+  ablations industrial $d "${o[@]}"
+  slices industrial-odmt-1 $d
+  slices industrial-sasrec-1 $d
+  for s in $seeds; do
+    # The published queries do not exclude the history, so neither does the student's training.
+    run industrial-student-$s distill --teacher "$runs/industrial-odmt-$s" --data "$data/$d" --seed $s "${select[@]}" --epochs 30 --set mask_history=false
+    pack industrial-student-$s $d
+  done
+  baselines industrial $d
+}
+
+ml100k() {
+  local d=ml100k-mm o=(--epochs 30 --set train.patience=6 --set window=50 --set tau=0.5) s m
+  for s in $seeds; do
+    run ml100k-sasrec-$s train --model sasrec --data "$data/$d" --seed $s "${select[@]}" --epochs 80 --set windows=all
+    run ml100k-odmt-$s train --model odmt --data "$data/$d" --seed $s "${select[@]}" "${o[@]}"
+  done
+  ablations ml100k $d "${o[@]}"
+  for m in text_minilm image_efflite0; do
+    run ml100k-odmt-$m-alone-1 train --model odmt --data "$data/$d" --modalities $m --seed 1 "${select[@]}" "${o[@]}"
+  done
+  for s in $seeds; do
+    run ml100k-student-$s distill --teacher "$runs/ml100k-odmt-$s" --data "$data/$d" --seed $s "${select[@]}" --epochs 40
+    pack ml100k-student-$s $d
+  done
+  baselines ml100k $d
+}
+
+# No features: SASRec and its student only.
+beauty() {
+  local d=amazon-beauty-seq s
+  for s in $seeds; do
+    run beauty-sasrec-$s train --model sasrec --data "$data/$d" --seed $s "${select[@]}" --epochs 40 --set train.patience=5
+  done
+  baselines beauty $d
+  run beauty-student-1 distill --teacher "$runs/beauty-sasrec-1" --data "$data/$d" --seed 1 "${select[@]}" --epochs 10
+  pack beauty-student-1 $d
+}
+
+yelp() {
+  local d=yelp-seq o=(--epochs 20 --set train.patience=4) s
+  for s in $seeds; do
+    run yelp-odmt-$s train --model odmt --data "$data/$d" --seed $s "${select[@]}" "${o[@]}"
+    run yelp-sasrec-$s train --model sasrec --data "$data/$d" --seed $s "${select[@]}" --epochs 20 --set train.patience=4 --set negatives=2048
+  done
+  ablations yelp $d "${o[@]}"
+  baselines yelp $d
+  run yelp-student-1 distill --teacher "$runs/yelp-odmt-1" --data "$data/$d" --seed 1 "${select[@]}" --epochs 8
+  pack yelp-student-1 $d
+}
+
+ml1m() {
+  local d=ml1m-mm
+  baselines ml1m $d
+  run ml1m-sasrec-1 train --model sasrec --data "$data/$d" --seed 1 "${select[@]}" --epochs 20 --set train.patience=4
+  run ml1m-odmt-1 train --model odmt --data "$data/$d" --seed 1 "${select[@]}" --epochs 8 --set train.patience=3 --set windows=last --set window=50
+}
+
+parts=("$@")
+[ ${#parts[@]} -gt 0 ] || parts=(industrial ml100k beauty yelp ml1m)
+for part in "${parts[@]}"; do "$part"; done
+python3 "$here/tables.py" "$runs" hit@10 ndcg@10
