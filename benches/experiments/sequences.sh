@@ -22,6 +22,11 @@ baselines() {
   run "$1-bpr-1" train --model bpr --data "$data/$2" --seed 1 "${select[@]}" --epochs 60 --set train.eval_every=5 --set train.patience=3
 }
 
+# branch NAME SET BRANCH: what one branch of an ODMT run ranks by itself.
+branch() {
+  [ -f "$runs/$1.$3.json" ] || "$tercet" evaluate --run "$runs/$1" --data "$data/$2" --set "score_by=$3" --json >"$runs/$1.$3.json"
+}
+
 # ablations PART SET options…: ODMT less one of its parts, one seed.
 ablations() {
   local part=$1 set=$2; shift 2
@@ -37,6 +42,8 @@ industrial() {
   done
   ablations industrial $d "${o[@]}"
   slices industrial-odmt-1 $d
+  branch industrial-odmt-1 $d id
+  branch industrial-odmt-1 $d text_minilm
   slices industrial-sasrec-1 $d
   for s in $seeds; do
     # The published queries do not exclude the history, so neither does the student's training.

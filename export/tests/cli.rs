@@ -172,6 +172,8 @@ fn the_whole_path() -> Outcome {
     }
     assert_eq!(bundle["metrics"], made["metrics"]);
     fails(dir, 2, &["evaluate", "--data", "shop"])?;
+    let unknown = ["--run", "student", "--set", "score_by=id"];
+    fails(dir, 1, &[&evaluate[..], &unknown].concat())?;
 
     let seen = json(dir, &["inspect", "shop.tercet", "--json"])?;
     assert_eq!(seen["card"]["metrics"]["bundle"], made["metrics"]);

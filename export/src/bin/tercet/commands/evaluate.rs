@@ -41,6 +41,9 @@ pub(crate) struct Args {
     /// The behaviour to predict; that of the run when absent.
     #[arg(long)]
     target_behavior: Option<String>,
+    /// Override a setting of the run that scoring reads, such as `score_by=id` of odmt. Repeatable.
+    #[arg(long = "set", value_name = "KEY=VALUE", conflicts_with = "bundle")]
+    set: Vec<String>,
     #[command(flatten)]
     protocol: Protocol,
     /// cpu, or cuda:N in a build with that feature.
@@ -77,8 +80,11 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let started = Instant::now();
     let (model, source, result) = if let Some(path) = &args.run {
         let dev = run::device(&args.device)?;
-        let trained = TrainedRun::open(path, &dev)
+        let mut trained = TrainedRun::open(path, &dev)
             .with_context(|| format!("cannot open the run {}", path.display()))?;
+        for s in &args.set {
+            trained.config.set(s)?;
+        }
         let mut options = trained.config.load_options();
         if args.target_behavior.is_some() {
             options.target_behavior.clone_from(&args.target_behavior);
