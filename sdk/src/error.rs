@@ -286,6 +286,103 @@ pub enum Error {
         /// Version this crate reads.
         supported: u32,
     },
+    /// A bundle has no signature, or one that does not fit its manifest: it was changed after it
+    /// was signed.
+    #[error("signature {}: {reason}", path.display())]
+    Signature {
+        /// The signature file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A bundle was signed with a key that the store does not trust (any more).
+    #[error("{} is signed with a key that is not trusted here", path.display())]
+    UntrustedKey {
+        /// The bundle's folder.
+        path: PathBuf,
+    },
+    /// A bundle is of another line than the store's.
+    #[error("the bundle is {got:?}, this store keeps {expected:?}")]
+    OtherBundle {
+        /// `bundle_id` of the store.
+        expected: String,
+        /// `bundle_id` found.
+        got: String,
+    },
+    /// A bundle is not newer than the newest one that was ever accepted.
+    #[error("bundle version {got} is not newer than version {newest}, which was accepted before")]
+    OldBundle {
+        /// The newest version accepted so far.
+        newest: u64,
+        /// Version offered.
+        got: u64,
+    },
+    /// A bundle is past its date.
+    #[error("the bundle expired at {expires}; fetch a newer one")]
+    Expired {
+        /// The date, RFC 3339.
+        expires: String,
+    },
+    /// Where a plain file was expected there is a symbolic link, a folder or a device.
+    #[error("{} is not a plain file", path.display())]
+    NotAFile {
+        /// What was found.
+        path: PathBuf,
+    },
+    /// A bundle to be installed holds a file that its manifest does not list.
+    #[error("{} is not listed in the manifest", path.display())]
+    UnlistedFile {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A bundle to be installed is larger than the store accepts.
+    #[error("the bundle has {bytes} bytes, limit is {limit}")]
+    BundleTooLarge {
+        /// Bytes of all files by the manifest, 2⁶⁴ − 1 if there are more.
+        bytes: u64,
+        /// Largest accepted number.
+        limit: u64,
+    },
+    /// The storage cannot hold the bundle.
+    #[error("{} has {free} bytes left, the bundle needs {needed}", path.display())]
+    NoSpace {
+        /// The store's folder.
+        path: PathBuf,
+        /// Bytes of the bundle.
+        needed: u64,
+        /// Bytes free for this user.
+        free: u64,
+    },
+    /// A bundle does not recommend on this device what its manifest promises.
+    #[error("the bundle's probe found {found} of {expected} expected items")]
+    ProbeFailed {
+        /// Expected items among the recommendations.
+        found: usize,
+        /// Items expected.
+        expected: usize,
+    },
+    /// Another process (or thread) is installing into the same store.
+    #[error("{} is being installed to by someone else; try again later", path.display())]
+    StoreBusy {
+        /// The store's folder.
+        path: PathBuf,
+    },
+    /// The store holds no bundle of the kind asked for.
+    #[error("{} has no {what} bundle", path.display())]
+    NoBundle {
+        /// The store's folder.
+        path: PathBuf,
+        /// `current`, `previous` or `staged`.
+        what: &'static str,
+    },
+    /// The file with a store's state is damaged or was written by a newer version.
+    #[error("store state {}: {reason}; delete the store's folder and install again", path.display())]
+    StoreState {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// `TERCET_KERNEL` names a kernel that this machine cannot run.
     #[error("kernel {requested:?} is not available here; available are {available:?}")]
     Kernel {

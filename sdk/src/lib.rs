@@ -18,6 +18,7 @@ pub mod engine;
 mod error;
 mod explain;
 mod filter;
+mod frame;
 mod history;
 mod household;
 mod id;
@@ -30,6 +31,8 @@ mod search;
 mod server;
 pub mod session;
 mod snapshot;
+#[cfg(feature = "store")]
+pub mod store;
 mod table;
 mod topk;
 
@@ -50,5 +53,7 @@ pub use recommendation::{Because, ModalityShare, Query, Ranking, Recommendation}
 pub use search::{Effort, Search};
 pub use server::recommend_batch;
 pub use session::{ProbeReport, Session, SessionOptions, score_histories};
+#[cfg(feature = "store")]
+pub use store::{BundleStore, StoreOptions, StoreStatus, StoredBundle};
 pub use table::{ItemTable, Metric};
 pub use topk::Scored;

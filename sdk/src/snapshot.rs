@@ -19,7 +19,6 @@
 //! A snapshot holds keys, names and features, no rows, ids and vectors, so it fits every later
 //! bundle.
 
-use std::io::Read;
 use std::path::Path;
 
 use wincode::{SchemaRead, SchemaWrite};
@@ -27,12 +26,12 @@ use wincode::{SchemaRead, SchemaWrite};
 use crate::added::NewItem;
 use crate::bundle::replace_file;
 use crate::error::{Error, Result};
+use crate::frame::{self, Damage};
 use crate::history::{Event, History};
 
 const MAGIC: &[u8; 8] = b"TRCTHIST";
 const VERSION: u32 = 2;
 const MAX_PAYLOAD: usize = 64 << 20;
-const FRAME: usize = 8 + 4 + 8 + 4;
 
 #[derive(SchemaWrite, SchemaRead)]
 struct Events {
@@ -93,13 +92,7 @@ pub(crate) fn save<'a>(
         let reason = format!("{} bytes of content, limit is {MAX_PAYLOAD}", payload.len());
         return Err(broken(path, reason));
     }
-    let mut bytes = Vec::with_capacity(payload.len() + FRAME);
-    bytes.extend_from_slice(MAGIC);
-    bytes.extend_from_slice(&VERSION.to_le_bytes());
-    bytes.extend_from_slice(&(payload.len() as u64).to_le_bytes());
-    bytes.extend_from_slice(&payload);
-    bytes.extend_from_slice(&crc32fast::hash(&bytes).to_le_bytes());
-    replace_file(path, &bytes)
+    replace_file(path, &frame::wrap(MAGIC, VERSION, &payload))
 }
 
 /// Loads a snapshot; of one with more than `limit` events, the latest.
@@ -109,11 +102,7 @@ pub(crate) fn save<'a>(
 /// [`Error::InvalidArgument`] for a bad `limit`.
 pub(crate) fn load(path: &Path, limit: usize) -> Result<(History, Vec<NewItem>)> {
     let mut history = History::new(limit)?;
-    let file = std::fs::File::open(path).map_err(|e| Error::io("open", path, e))?;
-    let mut bytes = Vec::new();
-    file.take((MAX_PAYLOAD + FRAME) as u64 + 1)
-        .read_to_end(&mut bytes)
-        .map_err(|e| Error::io("read", path, e))?;
+    let bytes = frame::read(path, MAX_PAYLOAD)?;
     let payload = decode(&bytes, path)?;
     let skip = payload.events.events.len().saturating_sub(limit);
     for e in payload.events.events.into_iter().skip(skip) {
@@ -138,35 +127,15 @@ pub(crate) fn load(path: &Path, limit: usize) -> Result<(History, Vec<NewItem>)>
 }
 
 fn decode(bytes: &[u8], path: &Path) -> Result<Payload> {
-    let fail = |reason: &str| broken(path, reason.to_string());
-    let rest = bytes
-        .strip_prefix(MAGIC.as_slice())
-        .ok_or_else(|| fail("it does not start with TRCTHIST"))?;
-    let (version, rest) = rest
-        .split_first_chunk::<4>()
-        .ok_or_else(|| fail("it is truncated"))?;
-    let version = u32::from_le_bytes(*version);
-    if version == 0 || version > VERSION {
-        return Err(Error::UnsupportedSnapshot {
+    let unwrapped = frame::unwrap(MAGIC, VERSION, MAX_PAYLOAD, bytes);
+    let (version, payload) = unwrapped.map_err(|damage| match damage {
+        Damage::Version(got) => Error::UnsupportedSnapshot {
             path: path.to_path_buf(),
-            got: version,
+            got,
             supported: VERSION,
-        });
-    }
-    let (length, rest) = rest
-        .split_first_chunk::<8>()
-        .ok_or_else(|| fail("it is truncated"))?;
-    let length = u64::from_le_bytes(*length);
-    if length > MAX_PAYLOAD as u64 {
-        return Err(fail("its length field exceeds the limit"));
-    }
-    let (payload, crc) = rest
-        .split_last_chunk::<4>()
-        .filter(|(payload, _)| payload.len() as u64 == length)
-        .ok_or_else(|| fail("its length differs from its length field"))?;
-    if crc32fast::hash(&bytes[..bytes.len() - 4]) != u32::from_le_bytes(*crc) {
-        return Err(fail("its checksum is wrong"));
-    }
+        },
+        Damage::Broken(reason) => broken(path, reason),
+    })?;
     // The input itself is at most 64 MiB; wincode bounds preallocation by 4 MiB.
     let payload = match version {
         1 => wincode::deserialize_exact(payload).map(|events| Payload {

@@ -263,10 +263,14 @@ impl Manifest {
         if self.bundle_id.is_empty() || self.bundle_id.len() > 128 {
             return fail("bundle_id must have 1 to 128 bytes".into());
         }
-        if !is_rfc3339(&self.created) {
+        if parse_rfc3339(&self.created).is_none() {
             return fail("created is not an RFC 3339 time".into());
         }
-        if self.expires.as_deref().is_some_and(|t| !is_rfc3339(t)) {
+        if self
+            .expires
+            .as_deref()
+            .is_some_and(|t| parse_rfc3339(t).is_none())
+        {
             return fail("expires is not an RFC 3339 time".into());
         }
         if self.dim == 0 || self.dim > MAX_DIM {
@@ -403,12 +407,12 @@ fn distinct_names(names: &mut [&str]) -> Result<(), String> {
     }
 }
 
-/// Whether `text` has the form `2026-01-31T12:00:00[.frac](Z|±hh:mm)`.
-fn is_rfc3339(text: &str) -> bool {
+/// Seconds since 1970-01-01 UTC of `2026-01-31T12:00:00[.frac](Z|±hh:mm)`, fractions dropped.
+pub(crate) fn parse_rfc3339(text: &str) -> Option<i64> {
     let bytes = text.as_bytes();
     let form = b"dddd-dd-ddTdd:dd:dd";
     if bytes.len() < form.len() + 1 || bytes.len() > 40 {
-        return false;
+        return None;
     }
     let (head, mut rest) = bytes.split_at(form.len());
     let fits = |text: &[u8], form: &[u8]| {
@@ -420,19 +424,53 @@ fn is_rfc3339(text: &str) -> bool {
             })
     };
     if !fits(head, form) {
-        return false;
+        return None;
     }
     if let Some(fraction) = rest.strip_prefix(b".") {
         let digits = fraction.iter().take_while(|b| b.is_ascii_digit()).count();
         if digits == 0 {
-            return false;
+            return None;
         }
         rest = &fraction[digits..];
     }
-    matches!(rest, b"Z" | b"z")
-        || rest
-            .split_first()
-            .is_some_and(|(sign, zone)| matches!(sign, b'+' | b'-') && fits(zone, b"dd:dd"))
+    let number = |digits: &[u8]| {
+        let digit = |b: &u8| i64::from(b - b'0');
+        digits.iter().fold(0, |n, b| 10 * n + digit(b))
+    };
+    let offset = match rest.split_first() {
+        Some((b'Z' | b'z', [])) => 0,
+        Some((sign @ (b'+' | b'-'), zone)) if fits(zone, b"dd:dd") => {
+            let (hours, minutes) = (number(&zone[..2]), number(&zone[3..]));
+            if hours > 23 || minutes > 59 {
+                return None;
+            }
+            let seconds = 3600 * hours + 60 * minutes;
+            if *sign == b'+' { seconds } else { -seconds }
+        }
+        _ => return None,
+    };
+    let [year, month, day] = [&head[..4], &head[5..7], &head[8..10]].map(number);
+    let [hour, minute, second] = [&head[11..13], &head[14..16], &head[17..]].map(number);
+    let leap = (year % 4 == 0 && year % 100 != 0) || year % 400 == 0;
+    let days = match month {
+        2 => 28 + i64::from(leap),
+        4 | 6 | 9 | 11 => 30,
+        1..=12 => 31,
+        _ => return None,
+    };
+    if !(1..=days).contains(&day) || hour > 23 || minute > 59 || second > 60 {
+        return None;
+    }
+    // The inverse of `rfc3339`: years begin in March, so that the leap day is their last.
+    let (y, m) = if month > 2 {
+        (year, month - 3)
+    } else {
+        (year - 1, month + 9)
+    };
+    let (era, yoe) = (y.div_euclid(400), y.rem_euclid(400));
+    let doe = 365 * yoe + yoe / 4 - yoe / 100 + (153 * m + 2) / 5 + day - 1;
+    let days = era * 146_097 + doe - 719_468;
+    Some(86_400 * days + 3600 * hour + 60 * minute + second - offset)
 }
 
 /// `time` in UTC as `2026-01-31T12:00:00Z`.
@@ -474,14 +512,21 @@ mod tests {
         ] {
             let got = rfc3339(UNIX_EPOCH + Duration::from_secs(seconds));
             assert_eq!(got, text);
-            assert!(is_rfc3339(&got));
+            assert_eq!(parse_rfc3339(&got), Some(seconds as i64));
         }
     }
 
     #[test]
     fn times_of_other_forms() {
-        for good in ["2026-01-31T12:00:00.123Z", "2026-01-31T12:00:00+01:00"] {
-            assert!(is_rfc3339(good), "{good}");
+        // 2026-01-31T12:00:00Z is 1769860800, by `date`.
+        for (good, seconds) in [
+            ("2026-01-31T12:00:00.123Z", 1_769_860_800),
+            ("2026-01-31t12:00:00z", 1_769_860_800),
+            ("2026-01-31T12:00:00+01:00", 1_769_857_200),
+            ("2026-01-31 12:00:00-00:30", 1_769_862_600),
+            ("1969-12-31T23:59:59Z", -1),
+        ] {
+            assert_eq!(parse_rfc3339(good), Some(seconds), "{good}");
         }
         for bad in [
             "",
@@ -490,8 +535,13 @@ mod tests {
             "2026-01-31T12:00:00.Z",
             "yesterday",
             "2026-01-31T12:00:00+1",
+            "2026-13-01T12:00:00Z",
+            "2026-02-29T12:00:00Z",
+            "2026-01-31T24:00:00Z",
+            "2026-01-31T12:00:00+24:00",
+            "2026-01-31T12:00:00ZZ",
         ] {
-            assert!(!is_rfc3339(bad), "{bad}");
+            assert_eq!(parse_rfc3339(bad), None, "{bad}");
         }
     }
 }

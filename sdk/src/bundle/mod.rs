@@ -12,6 +12,8 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
+#[cfg(feature = "store")]
+pub(crate) use manifest::parse_rfc3339;
 pub use manifest::{
     EngineInfo, FORMAT_VERSION, FileInfo, ITEMS_FILE, MANIFEST_FILE, MAX_DIM, MAX_MANIFEST_BYTES,
     MAX_PARTITIONS, MAX_WINDOW, Manifest, Modality, Probe, ProbeEvent, TableInfo,
@@ -19,6 +21,8 @@ pub use manifest::{
 pub(crate) use map::Content;
 pub use map::LoadMode;
 pub(crate) use write::replace_file;
+#[cfg(feature = "store")]
+pub(crate) use write::sync_folder;
 pub use write::{BundleWriter, ItemTableBuilder, TensorSpec, TensorWriter};
 
 use crate::engine::{self, EngineKind, FusionTower, Tower, TowerKind, UserTower};
@@ -61,6 +65,9 @@ struct Inner {
     path: PathBuf,
     manifest: Manifest,
     table: ItemTable,
+    /// Locked as long as the bundle is in use, so that a store keeps its folder.
+    #[cfg(feature = "store")]
+    lease: std::sync::OnceLock<std::fs::File>,
 }
 
 impl std::fmt::Debug for Bundle {
@@ -113,7 +120,15 @@ impl Bundle {
             path: path.to_path_buf(),
             manifest,
             table,
+            #[cfg(feature = "store")]
+            lease: std::sync::OnceLock::new(),
         })))
+    }
+
+    /// Keeps `lock` open until the last clone of this bundle is gone.
+    #[cfg(feature = "store")]
+    pub(crate) fn hold(&self, lock: std::fs::File) {
+        let _ = self.0.lease.set(lock);
     }
 
     /// Whether both are clones of one opened bundle.

@@ -968,7 +968,7 @@ fn write_synced(path: &Path, bytes: &[u8]) -> Result<()> {
 }
 
 /// Makes renames in `folder` durable, where the platform can.
-fn sync_folder(folder: &Path) -> Result<()> {
+pub(crate) fn sync_folder(folder: &Path) -> Result<()> {
     if cfg!(unix) {
         File::open(folder)
             .and_then(|f| f.sync_all())
