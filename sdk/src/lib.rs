@@ -20,6 +20,7 @@ mod explain;
 mod filter;
 mod frame;
 mod history;
+mod holdout;
 mod household;
 mod id;
 pub mod kernel;
@@ -46,6 +47,7 @@ pub use engine::{EngineKind, Follower, FusionTower, Input, InputData, Tower, Use
 pub use error::{Error, Result};
 pub use filter::{Filter, MAX_FILTER_BYTES, MAX_FILTER_DEPTH, MAX_FILTER_TERMS, Selection};
 pub use history::{Event, History, MAX_HISTORY, Recorded};
+pub use holdout::Holdout;
 pub use household::{Together, recommend_together};
 pub use id::{MAX_KEY_BYTES, MAX_NAME_BYTES, Row};
 pub use quant::Scheme;

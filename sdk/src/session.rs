@@ -192,16 +192,33 @@ impl Session {
     /// [`Error::MissingTower`], [`Error::EngineUnavailable`], [`Error::Engine`].
     pub fn user_vector(&mut self) -> Result<&[f32]> {
         if self.vector.is_none() {
-            let tower = match &mut self.tower {
-                Some(tower) => tower,
-                None => self.tower.insert(self.bundle.load_user_tower()?),
-            };
+            let table = self.table.clone();
+            let window = self.tower()?.window();
             let latest = self.known.iter().rev().copied().flatten();
-            let mut events: Vec<(Row, i64)> = latest.take(tower.window()).collect();
+            let mut events: Vec<(Row, i64)> = latest.take(window).collect();
             events.reverse();
-            self.vector = Some(tower.follow(&self.table, &events)?);
+            self.vector = Some(self.tower()?.follow(&table, &events)?);
         }
         Ok(self.vector.as_deref().unwrap_or_default())
+    }
+
+    /// The user tower, loaded when first needed.
+    pub(crate) fn tower(&mut self) -> Result<&mut UserTower> {
+        let tower = match self.tower.take() {
+            Some(tower) => tower,
+            None => self.bundle.load_user_tower()?,
+        };
+        Ok(self.tower.insert(tower))
+    }
+
+    /// Items of the bundle and added ones.
+    pub(crate) fn table(&self) -> &ItemTable {
+        &self.table
+    }
+
+    /// Row and behavior id of the events of known items, oldest first.
+    pub(crate) fn known_events(&self) -> Vec<(Row, i64)> {
+        self.known.iter().copied().flatten().collect()
     }
 
     /// The best items for this user.
@@ -267,10 +284,10 @@ impl Session {
             return Ok(Vec::new());
         }
         let whole = self.user_vector()?.to_vec();
+        let events = self.known_events();
         let Some(tower) = &mut self.tower else {
             return Ok(Vec::new());
         };
-        let events: Vec<(Row, i64)> = self.known.iter().copied().flatten().collect();
         let mut items: Vec<Row> = Vec::new();
         for &(row, _) in events.iter().rev().take(tower.window()) {
             if items.len() < MAX_EXAMINED && !items.contains(&row) {

@@ -3,45 +3,15 @@
 
 mod common;
 
-use common::{DIM, Rng, keys, manifest, tensor_file};
-use tercet::{
-    Bundle, BundleWriter, Event, ItemTableBuilder, Query, Row, Scheme, Session, SessionOptions,
-};
+use common::Rng;
+use tercet::{Bundle, Event, Query, Row, Session, SessionOptions};
 
 const N: usize = 40;
 const WINDOW: usize = 20;
 
-/// A bundle with a random student's user tower; one head forgets nothing, one fast.
+/// Two heads: one forgets nothing, one fast.
 fn bundle(folder: &std::path::Path) -> Bundle {
-    let (mut r, d, f, h, m) = (Rng(1), DIM, 24, 2, 12);
-    let summary = h * d + 1;
-    let mut random = |n: usize| r.vectors(n);
-    let weights = tensor_file(&[
-        ("user.behaviors", vec![3, d], random(3 * d)),
-        ("user.hidden.weight", vec![d, f], random(d * f)),
-        ("user.hidden.bias", vec![f], random(f)),
-        ("user.gate.weight", vec![d, h], random(d * h)),
-        ("user.gate.bias", vec![h], random(h)),
-        ("user.decays", vec![h], vec![1.0, 0.8]),
-        ("user.value.weight", vec![f, h * d], random(f * h * d)),
-        ("user.direct", vec![h, d], random(h * d)),
-        ("user.skip.weight", vec![summary, d], random(summary * d)),
-        ("user.mix.weight", vec![summary, m], random(summary * m)),
-        ("user.mix.bias", vec![m], random(m)),
-        ("user.out.weight", vec![m, d], random(m * d)),
-        ("user.out.bias", vec![d], random(d)),
-    ]);
-    let (keys, vectors) = (keys(N), Rng(2).vectors(N * DIM));
-    let table = ItemTableBuilder::new(DIM, Scheme::Int8, &keys, &vectors).unwrap();
-    let mut writer = BundleWriter::create(folder.join("b.tercet")).unwrap();
-    writer.table(&table).unwrap();
-    writer
-        .write_file("user_tower.safetensors", &weights)
-        .unwrap();
-    let mut m = manifest();
-    m.window = WINDOW;
-    m.engine.user_weights = Some("user_tower.safetensors".into());
-    writer.finish(m).unwrap()
+    common::student_bundle(folder, N, WINDOW)
 }
 
 fn draw(r: &mut Rng) -> (Row, i64) {

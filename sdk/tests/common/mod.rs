@@ -148,6 +148,39 @@ pub fn tensor_file(tensors: &[(&str, Vec<usize>, Vec<f32>)]) -> Vec<u8> {
     std::fs::read(&path).unwrap()
 }
 
+/// A bundle of random items with a random student's user tower; one head forgets nothing, one fast.
+pub fn student_bundle(folder: &Path, items: usize, window: usize) -> Bundle {
+    let (mut r, d, f, h, m) = (Rng(1), DIM, 24, 2, 12);
+    let summary = h * d + 1;
+    let mut random = |n: usize| r.vectors(n);
+    let weights = tensor_file(&[
+        ("user.behaviors", vec![3, d], random(3 * d)),
+        ("user.hidden.weight", vec![d, f], random(d * f)),
+        ("user.hidden.bias", vec![f], random(f)),
+        ("user.gate.weight", vec![d, h], random(d * h)),
+        ("user.gate.bias", vec![h], random(h)),
+        ("user.decays", vec![h], vec![1.0, 0.8]),
+        ("user.value.weight", vec![f, h * d], random(f * h * d)),
+        ("user.direct", vec![h, d], random(h * d)),
+        ("user.skip.weight", vec![summary, d], random(summary * d)),
+        ("user.mix.weight", vec![summary, m], random(summary * m)),
+        ("user.mix.bias", vec![m], random(m)),
+        ("user.out.weight", vec![m, d], random(m * d)),
+        ("user.out.bias", vec![d], random(d)),
+    ]);
+    let (keys, vectors) = (keys(items), Rng(2).vectors(items * DIM));
+    let table = ItemTableBuilder::new(DIM, Scheme::Int8, &keys, &vectors).unwrap();
+    let mut writer = BundleWriter::create(folder.join("b.tercet")).unwrap();
+    writer.table(&table).unwrap();
+    writer
+        .write_file("user_tower.safetensors", &weights)
+        .unwrap();
+    let mut m = manifest();
+    m.window = window;
+    m.engine.user_weights = Some("user_tower.safetensors".into());
+    writer.finish(m).unwrap()
+}
+
 /// Minimal ONNX: only the fields these graphs need. Field numbers are those of `onnx.proto`.
 pub mod onnx {
     pub enum Dim {
