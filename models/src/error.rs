@@ -40,6 +40,14 @@ pub enum Error {
         /// What is wrong and what to do about it.
         reason: String,
     },
+    /// A pretrained encoder's folder cannot be used.
+    #[error("{}: {reason}", path.display())]
+    Encoder {
+        /// The file or folder.
+        path: PathBuf,
+        /// What is wrong and what to do about it.
+        reason: String,
+    },
     /// An option is out of its range, or does not fit the data.
     #[error("invalid configuration: {reason}")]
     Config {
@@ -92,6 +100,14 @@ impl Error {
     /// An [`Error::Feature`] for `path`.
     pub fn feature(path: impl AsRef<Path>, reason: impl Into<String>) -> Self {
         Self::Feature {
+            path: path.as_ref().to_path_buf(),
+            reason: reason.into(),
+        }
+    }
+
+    /// An [`Error::Encoder`] for `path`.
+    pub fn encoder(path: impl AsRef<Path>, reason: impl Into<String>) -> Self {
+        Self::Encoder {
             path: path.as_ref().to_path_buf(),
             reason: reason.into(),
         }

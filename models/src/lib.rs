@@ -11,6 +11,7 @@ pub mod data;
 pub mod diffmm;
 pub mod distill;
 pub mod dprec;
+pub mod encoder;
 pub mod error;
 pub mod eval;
 pub mod factors;

@@ -13,7 +13,7 @@
 //! | `features/ids.txt` | the item key of each feature row, where it is not the line of `items.csv` |
 //!
 //! [`Dataset::open`] reads it, [`synthetic`] and [`perspectives`] make ones with planted structure, [`import`] converts
-//! RecBole and MMRec folders, [`inspect`] prints the counts.
+//! RecBole and MMRec folders, [`inspect`] prints the counts, [`embed`] adds features by a pretrained encoder.
 //!
 //! # Dense ids
 //!
@@ -24,6 +24,7 @@
 //! that gaps would outnumber items four to one; then, as for other strings, the sorted keys count.
 //! Users follow the same rules with `users.csv`.
 
+pub mod embed;
 pub mod features;
 pub mod import;
 pub mod inspect;

@@ -4,12 +4,16 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use clap::{Subcommand, ValueEnum};
+use tercet_models::Error;
+use tercet_models::data::embed::{self, EmbedConfig};
 use tercet_models::data::import::{self, Format};
 use tercet_models::data::inspect;
 use tercet_models::data::perspectives::{self, PerspectivesConfig};
 use tercet_models::data::synthetic::{self, SyntheticConfig};
+use tercet_models::encoder::{Encoder, Output, TextEncoder};
 
-use crate::output;
+use super::shared;
+use crate::{interrupt, output};
 
 /// Verbs of `data`.
 #[derive(Subcommand)]
@@ -59,6 +63,52 @@ pub(crate) enum Data {
         #[arg(long)]
         json: bool,
     },
+    /// Features of all items by a pretrained encoder; an interrupted run goes on where it stopped.
+    Embed {
+        /// Data set folder.
+        #[arg(long)]
+        data: PathBuf,
+        /// What to read of an item.
+        #[arg(long, value_enum)]
+        modality: ModalityArg,
+        /// Folder of the encoder: config.json, model.safetensors, tokenizer.json.
+        #[arg(long)]
+        model: PathBuf,
+        /// Store this many tokens an item, longer inputs cut.
+        #[arg(long, value_name = "N", value_parser = shared::positive, conflicts_with = "pooled")]
+        tokens: Option<usize>,
+        /// Store one vector an item (the default).
+        #[arg(long)]
+        pooled: bool,
+        /// Cut inputs to this many tokens, special ones included; the encoder's own limit when absent.
+        #[arg(long, value_name = "N", value_parser = shared::positive, conflicts_with = "tokens")]
+        max_tokens: Option<usize>,
+        /// Columns of items.csv to join, in this order; title and all columns of words when absent.
+        #[arg(long, value_delimiter = ',')]
+        columns: Option<Vec<String>>,
+        /// Name of the modality: features/NAME.safetensors.
+        #[arg(long, value_name = "NAME")]
+        out: String,
+        /// Items of a forward pass.
+        #[arg(long, default_value = "32", value_parser = shared::positive)]
+        batch: usize,
+        /// cpu, or cuda:N in a build with that feature.
+        #[arg(long, default_value = "cpu")]
+        device: String,
+        /// Threads; all cores when absent.
+        #[arg(long)]
+        threads: Option<usize>,
+        /// Print the report as JSON.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// What an encoder reads.
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum ModalityArg {
+    /// Title and other columns of words.
+    Text,
 }
 
 /// Synthetic data sets.
@@ -127,7 +177,69 @@ pub(crate) fn run(verb: Data) -> Result<()> {
                 .with_context(|| format!("cannot import {}", from.display()))?;
             counts(&out, json)
         }
+        Data::Embed {
+            data,
+            modality,
+            model,
+            tokens,
+            // The default, which may be said.
+            pooled: _,
+            max_tokens,
+            columns,
+            out,
+            batch,
+            device,
+            threads,
+            json,
+        } => {
+            shared::threads(threads)?;
+            let dev = tercet_models::run::device(&device)?;
+            let encoder = match modality {
+                ModalityArg::Text => {
+                    let mut encoder = TextEncoder::open(&model, &dev)
+                        .with_context(|| format!("cannot use the encoder {}", model.display()))?;
+                    if let Some(n) = tokens.or(max_tokens) {
+                        encoder.set_max_tokens(n)?;
+                    }
+                    Encoder::Text(encoder)
+                }
+            };
+            let cfg = EmbedConfig {
+                data,
+                model,
+                name: out,
+                output: tokens.map_or(Output::Pooled, Output::Tokens),
+                columns,
+                batch,
+            };
+            embed_items(&cfg, &encoder, json)
+        }
     }
+}
+
+fn embed_items(cfg: &EmbedConfig, encoder: &Encoder, json: bool) -> Result<()> {
+    let stop = interrupt::flag()?;
+    let report = embed::embed(cfg, encoder, &stop, true).map_err(|e| match e {
+        Error::Interrupted => anyhow::anyhow!(
+            "interrupted; what is finished is kept: repeat the same command to go on"
+        ),
+        other => other.into(),
+    })?;
+    if json {
+        return output::json(&report);
+    }
+    let tokens = report.tokens.map(|n| format!(" x {n} tokens"));
+    println!(
+        "{}: {} items{} x {}, of columns {}; {} without text; {:.1} s",
+        report.path.display(),
+        report.items,
+        tokens.unwrap_or_default(),
+        report.dim,
+        report.columns.join(", "),
+        report.without_input,
+        report.seconds
+    );
+    Ok(())
 }
 
 fn counts(dir: &std::path::Path, json: bool) -> Result<()> {

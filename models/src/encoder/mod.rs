@@ -1,0 +1,90 @@
+//! Pretrained encoders, inference only: text and images to features.
+//!
+//! An encoder is an ordinary folder as the model hubs lay it out: `config.json`,
+//! `model.safetensors` (or shards with `model.safetensors.index.json`), for text `tokenizer.json`,
+//! for images optionally `preprocessor_config.json`. Nothing is fetched from anywhere.
+//!
+//! | `model_type` in `config.json` | tower | tokens | pooled |
+//! |---|---|---|---|
+//! | `bert`, `roberta`, `xlm-roberta` | [`bert`] | last hidden states | their mean, L2-normalised |
+//!
+//! Nothing here is trained, so the fused operations without a backward are used throughout.
+
+pub mod bert;
+mod block;
+pub mod text;
+mod weights;
+
+#[cfg(test)]
+pub(crate) mod tests;
+
+use candle_core::Tensor;
+
+use crate::error::Result;
+
+pub use text::TextEncoder;
+
+/// An encoder of one modality.
+pub enum Encoder {
+    /// Of text.
+    Text(TextEncoder),
+}
+
+impl Encoder {
+    /// D.
+    pub fn dim(&self) -> usize {
+        match self {
+            Self::Text(e) => e.dim(),
+        }
+    }
+
+    /// The longest text, in tokens; images have none.
+    pub fn max_tokens(&self) -> Option<usize> {
+        match self {
+            Self::Text(e) => Some(e.max_tokens()),
+        }
+    }
+}
+
+/// What an encoder gives for an item.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Output {
+    /// One vector.
+    Pooled,
+    /// Exactly this many vectors; what is beyond the input is zero.
+    Tokens(usize),
+}
+
+/// States of the tokens of a batch.
+#[derive(Debug, Clone)]
+struct Hidden {
+    /// `[B, T, D]`.
+    states: Tensor,
+    /// `[B, T, 1]`, 1 where there is a token.
+    mask: Tensor,
+}
+
+impl Hidden {
+    /// `[B, D]`: mean over the tokens that exist.
+    fn mean(&self) -> Result<Tensor> {
+        let sum = self.states.broadcast_mul(&self.mask)?.sum(1)?;
+        Ok(sum.broadcast_div(&self.mask.sum(1)?)?)
+    }
+
+    /// `[B, n, D]`: cut or filled with zeros to `n` tokens.
+    fn tokens(&self, n: usize) -> Result<Tensor> {
+        let kept = self.states.broadcast_mul(&self.mask)?;
+        let have = kept.dim(1)?;
+        Ok(if have >= n {
+            kept.narrow(1, 0, n)?
+        } else {
+            kept.pad_with_zeros(1, 0, n - have)?
+        })
+    }
+}
+
+/// Rows of unit length; a zero row stays zero.
+fn normalize(x: &Tensor) -> Result<Tensor> {
+    let length = (x.sqr()?.sum_keepdim(1)?.sqrt()? + 1e-12)?;
+    Ok(x.broadcast_div(&length)?)
+}
