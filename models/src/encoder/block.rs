@@ -152,7 +152,7 @@ impl Attention {
 
 /// Checks that a width splits into heads.
 pub(super) fn check_heads(path: &std::path::Path, width: usize, heads: usize) -> Result<()> {
-    if heads == 0 || width == 0 || width % heads != 0 {
+    if heads == 0 || width == 0 || !width.is_multiple_of(heads) {
         return Err(Error::encoder(
             path,
             format!("hidden_size {width} does not split into {heads} attention heads"),

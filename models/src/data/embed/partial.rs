@@ -44,7 +44,7 @@ impl Rows {
         })
         .to_string();
         // The format wants its data aligned.
-        while text.len() % 8 != 0 {
+        while !text.len().is_multiple_of(8) {
             text.push(' ');
         }
         let mut header = (text.len() as u64).to_le_bytes().to_vec();
