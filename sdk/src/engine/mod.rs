@@ -229,10 +229,9 @@ impl UserTower {
         check_len("item vector", self.dim, table.dim())?;
         let recent = &history[history.len().saturating_sub(self.window)..];
         let mut item = vec![0.0; self.dim];
-        let done = followed.bring_to(recent, |row, behavior| {
+        let done = followed.bring_to(recent, &mut item, |row, behavior, item| {
             check_behavior(behavior, self.behaviors)?;
-            table.decode(row, &mut item)?;
-            Ok(item.clone())
+            table.decode(row, item)
         });
         if let Err(e) = done {
             followed.clear();
@@ -329,7 +328,8 @@ impl Followed {
     fn bring_to(
         &mut self,
         wanted: &[(Row, i64)],
-        mut vector: impl FnMut(Row, i64) -> Result<Vec<f32>>,
+        item: &mut [f32],
+        decode: impl Fn(Row, i64, &mut [f32]) -> Result<()>,
     ) -> Result<()> {
         // Events of equal rows may fit at several places; the longest common run is one of them.
         let first = (0..=self.events.len()).find(|&first| {
@@ -343,14 +343,15 @@ impl Followed {
         } else {
             for _ in 0..first {
                 if let Some((row, behavior)) = self.events.pop_front() {
-                    self.follower
-                        .remove_oldest(&vector(row, behavior)?, behavior)?;
+                    decode(row, behavior, item)?;
+                    self.follower.remove_oldest(item, behavior)?;
                     self.removed += 1;
                 }
             }
         }
         for &(row, behavior) in &wanted[self.events.len()..] {
-            self.follower.add(&vector(row, behavior)?, behavior)?;
+            decode(row, behavior, item)?;
+            self.follower.add(item, behavior)?;
             self.events.push_back((row, behavior));
         }
         Ok(())
