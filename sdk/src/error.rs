@@ -317,6 +317,20 @@ pub enum Error {
         /// Version offered.
         got: u64,
     },
+    /// A delta starts from a bundle that this store does not have.
+    #[error("the delta {} starts from a bundle that is not in this store; install the whole bundle", path.display())]
+    OtherBase {
+        /// The delta's folder.
+        path: PathBuf,
+    },
+    /// A delta is damaged, or not one of this format.
+    #[error("delta, tensor {tensor:?}: {reason}; install the whole bundle")]
+    Delta {
+        /// Where it was noticed.
+        tensor: String,
+        /// What is wrong.
+        reason: String,
+    },
     /// A bundle is past its date.
     #[error("the bundle expired at {expires}; fetch a newer one")]
     Expired {

@@ -1,6 +1,7 @@
 #![doc = include_str!("../../FORMAT.md")]
 
 mod cluster;
+mod hashed;
 mod manifest;
 mod map;
 pub(crate) mod tensors;
@@ -13,6 +14,8 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 
 #[cfg(feature = "store")]
+pub(crate) use hashed::HashedFile;
+#[cfg(feature = "store")]
 pub(crate) use manifest::parse_rfc3339;
 pub use manifest::{
     EngineInfo, FORMAT_VERSION, FileInfo, ITEMS_FILE, MANIFEST_FILE, MAX_DIM, MAX_MANIFEST_BYTES,
@@ -21,9 +24,9 @@ pub use manifest::{
 pub(crate) use map::Content;
 pub use map::LoadMode;
 pub(crate) use write::replace_file;
-#[cfg(feature = "store")]
-pub(crate) use write::sync_folder;
 pub use write::{BundleWriter, ItemTableBuilder, TensorSpec, TensorWriter};
+#[cfg(feature = "store")]
+pub(crate) use write::{parent, sync_folder};
 
 use crate::engine::{self, EngineKind, FusionTower, Tower, TowerKind, UserTower};
 use crate::error::{Error, Result};

@@ -206,6 +206,14 @@ impl TensorFile {
         })
     }
 
+    /// Type, shape and bytes of tensor `name`, which stays.
+    #[cfg(feature = "store")]
+    pub(crate) fn peek(&self, name: &str) -> Option<(Dtype, &[usize], &[u8])> {
+        let entry = self.entries.get(name)?;
+        let bytes = &self.content.bytes()[entry.range.clone()];
+        Some((entry.dtype, &entry.shape, bytes))
+    }
+
     /// Refuses the file if a tensor is left that nobody took.
     pub(crate) fn finish(self) -> Result<()> {
         match self.names().into_iter().next() {

@@ -3,13 +3,14 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use safetensors::Dtype;
 use sha2::{Digest, Sha256};
 
 use super::cluster::cluster;
+use super::hashed::HashedFile;
 use super::manifest::{
     FileInfo, ITEMS_FILE, MANIFEST_FILE, MAX_DIM, MAX_PARTITIONS, Manifest, TableInfo,
 };
@@ -62,10 +63,7 @@ impl TensorSpec {
 /// tensor need exist in memory as a whole. The container allows no holes, so gaps are filled
 /// with U8 tensors named `pad.<n>`; the header is padded with spaces.
 pub struct TensorWriter {
-    path: PathBuf,
-    out: BufWriter<File>,
-    hasher: Sha256,
-    written: u64,
+    out: HashedFile,
     /// Tensors still to come, last first: name, bytes left, zero bytes to append.
     queue: Vec<(String, usize, usize)>,
 }
@@ -77,19 +75,11 @@ impl TensorWriter {
     /// [`Error::InvalidArgument`] for names given twice or reserved and for too many tensors,
     /// [`Error::Io`].
     pub fn create(path: impl AsRef<Path>, specs: &[TensorSpec]) -> Result<Self> {
-        let path = path.as_ref();
         let (header, queue) = header(specs)?;
-        let file = File::create_new(path).map_err(|e| Error::io("create", path, e))?;
-        let mut writer = TensorWriter {
-            path: path.to_path_buf(),
-            out: BufWriter::with_capacity(1 << 16, file),
-            hasher: Sha256::new(),
-            written: 0,
-            queue,
-        };
-        writer.put(&(header.len() as u64).to_le_bytes())?;
-        writer.put(&header)?;
-        Ok(writer)
+        let mut out = HashedFile::create(path.as_ref())?;
+        out.write(&(header.len() as u64).to_le_bytes())?;
+        out.write(&header)?;
+        Ok(TensorWriter { out, queue })
     }
 
     /// Appends `bytes` to tensor `name`, the first declared one that is not complete.
@@ -116,7 +106,7 @@ impl TensorWriter {
                 "tensor {name:?} got more bytes than its shape holds"
             ))
         })?;
-        self.put(bytes)
+        self.out.write(bytes)
     }
 
     /// Whether tensor `name` is still to come.
@@ -135,33 +125,16 @@ impl TensorWriter {
                 "tensor {name:?} lacks {left} bytes"
             )));
         }
-        let file = self
-            .out
-            .into_inner()
-            .map_err(|e| Error::io("write", &self.path, e.into_error()))?;
-        file.sync_all()
-            .map_err(|e| Error::io("sync", &self.path, e))?;
-        Ok(FileInfo {
-            bytes: self.written,
-            sha256: hex(&self.hasher.finalize()),
-        })
+        self.out.finish()
     }
 
     /// Removes complete tensors from the queue and writes their padding.
     fn close_full(&mut self) -> Result<()> {
         while let Some(&(_, 0, pad)) = self.queue.last() {
             self.queue.pop();
-            self.put(&[0u8; ALIGNMENT][..pad])?;
+            self.out.zeros(pad)?;
         }
         Ok(())
-    }
-
-    fn put(&mut self, bytes: &[u8]) -> Result<()> {
-        self.hasher.update(bytes);
-        self.written += bytes.len() as u64;
-        self.out
-            .write_all(bytes)
-            .map_err(|e| Error::io("write", &self.path, e))
     }
 }
 
@@ -936,7 +909,8 @@ impl BundleWriter {
     }
 }
 
-fn parent(path: &Path) -> &Path {
+/// The folder that `path` lies in.
+pub(crate) fn parent(path: &Path) -> &Path {
     match path.parent() {
         Some(p) if !p.as_os_str().is_empty() => p,
         _ => Path::new("."),

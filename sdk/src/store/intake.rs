@@ -3,14 +3,16 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use minisign_verify::{PublicKey, Signature};
 use sha2::{Digest, Sha256};
 
+use super::delta::{DELTA_FILE, Delta};
 use crate::bundle::{
-    Bundle, FileInfo, MANIFEST_FILE, MAX_MANIFEST_BYTES, Manifest, hex, parse_rfc3339, sync_folder,
+    Bundle, FileInfo, HashedFile, ITEMS_FILE, MANIFEST_FILE, MAX_MANIFEST_BYTES, Manifest, hex,
+    parse_rfc3339, sync_folder,
 };
 use crate::error::{Error, Result};
 
@@ -110,9 +112,15 @@ impl Offer {
         })
     }
 
-    /// Total length of all files, after comparing what lies in `source` with the manifest: plain
-    /// files only, none that is not listed, each as long as promised.
-    pub(super) fn check_files(&self, source: &Path, limit: u64) -> Result<u64> {
+    /// Total length of all files, and where each comes from, after comparing what lies in `source`
+    /// with the manifest: plain files only, none that is not listed, each as long as promised. What
+    /// a delta leaves out is in its base.
+    pub(super) fn check_files(
+        &self,
+        source: &Path,
+        base: Option<&Base>,
+        limit: u64,
+    ) -> Result<(u64, Vec<Origin>)> {
         let own = (self.bytes.len() + self.signature.len()) as u64;
         let lengths = self.manifest.files.values().map(|f| f.bytes);
         let total = lengths.fold(own, u64::saturating_add);
@@ -128,32 +136,51 @@ impl Offer {
             let name = entry.file_name();
             let name = name.to_str().unwrap_or_default();
             let listed = self.manifest.files.contains_key(name);
-            if !listed && name != MANIFEST_FILE && name != SIGNATURE_FILE {
+            let delta = base.is_some() && name == DELTA_FILE;
+            if !listed && !delta && name != MANIFEST_FILE && name != SIGNATURE_FILE {
                 return Err(Error::UnlistedFile { path: entry.path() });
             }
         }
+        let mut origins = Vec::with_capacity(self.manifest.files.len());
         for (name, info) in &self.manifest.files {
             let path = source.join(name);
-            let got = plain_length(&path)?.ok_or_else(|| {
-                let missing = std::io::Error::from(std::io::ErrorKind::NotFound);
-                Error::io("open", &path, missing)
-            })?;
-            if got != info.bytes {
-                return Err(Error::FileSize {
-                    path,
-                    expected: info.bytes,
-                    got,
-                });
-            }
+            let origin = match (plain_length(&path)?, base) {
+                (Some(got), _) if got == info.bytes => Origin::Source,
+                (Some(got), _) => {
+                    return Err(Error::FileSize {
+                        path,
+                        expected: info.bytes,
+                        got,
+                    });
+                }
+                (None, Some(base)) if base.manifest.files.get(name) == Some(info) => Origin::Base,
+                (None, Some(_)) if name == ITEMS_FILE => Origin::Delta,
+                (None, _) => {
+                    let missing = std::io::Error::from(std::io::ErrorKind::NotFound);
+                    return Err(Error::io("open", &path, missing));
+                }
+            };
+            origins.push(origin);
         }
-        Ok(total)
+        Ok((total, origins))
     }
 
-    /// Copies the bundle from `source` to the empty folder `dest`. What is hashed is what is
-    /// written, so `source` may change meanwhile without doing harm.
-    pub(super) fn copy(&self, source: &Path, dest: &Path) -> Result<()> {
-        for (name, info) in &self.manifest.files {
-            copy_file(&source.join(name), &dest.join(name), info)?;
+    /// Brings the bundle's files to the empty folder `dest`. What is hashed is what is written, so
+    /// `source` may change meanwhile without doing harm.
+    pub(super) fn copy(
+        &self,
+        source: &Path,
+        base: Option<&Base>,
+        origins: &[Origin],
+        dest: &Path,
+    ) -> Result<()> {
+        for ((name, info), origin) in self.manifest.files.iter().zip(origins) {
+            let to = dest.join(name);
+            match (origin, base) {
+                (Origin::Base, Some(base)) => copy_file(&base.folder.join(name), &to, info)?,
+                (Origin::Delta, Some(base)) => base.rebuild(&to, self.manifest.items, info)?,
+                _ => copy_file(&source.join(name), &to, info)?,
+            }
         }
         for (name, bytes) in [
             (MANIFEST_FILE, &self.bytes),
@@ -166,6 +193,33 @@ impl Offer {
                 .map_err(|e| Error::io("write", &path, e))?;
         }
         sync_folder(dest)
+    }
+}
+
+/// Where a file of a bundle comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// The folder offered.
+    Source,
+    /// The base of a delta, which has the same file.
+    Base,
+    /// Base and delta together.
+    Delta,
+}
+
+/// A bundle of the store, and a delta that starts from it.
+pub(super) struct Base {
+    pub(super) folder: PathBuf,
+    pub(super) manifest: Manifest,
+    pub(super) delta: Delta,
+}
+
+impl Base {
+    fn rebuild(&self, to: &Path, items: usize, info: &FileInfo) -> Result<()> {
+        let table = self.folder.join(ITEMS_FILE);
+        let bytes = self.manifest.files.get(ITEMS_FILE).map_or(0, |f| f.bytes);
+        let from = (table.as_path(), bytes, self.manifest.items);
+        self.delta.apply(from, to, items, info)
     }
 }
 
@@ -236,7 +290,7 @@ fn check_signature<'a>(
 }
 
 /// Length of the plain file `path`, or `None` if there is nothing.
-fn plain_length(path: &Path) -> Result<Option<u64>> {
+pub(super) fn plain_length(path: &Path) -> Result<Option<u64>> {
     match std::fs::symlink_metadata(path) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(Error::io("look at", path, e)),
@@ -262,37 +316,32 @@ fn read_plain(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
 
 fn copy_file(from: &Path, to: &Path, info: &FileInfo) -> Result<()> {
     let mut source = File::open(from).map_err(|e| Error::io("open", from, e))?;
-    let mut dest = File::create_new(to).map_err(|e| Error::io("create", to, e))?;
-    let mut hasher = Sha256::new();
+    let mut dest = HashedFile::create(to)?;
     let mut buffer = vec![0u8; 1 << 16];
-    let mut got = 0u64;
     // One byte too many is enough to know that the file has grown.
-    while got <= info.bytes {
+    while dest.bytes() <= info.bytes {
         let n = source
             .read(&mut buffer)
             .map_err(|e| Error::io("read", from, e))?;
         if n == 0 {
             break;
         }
-        got += n as u64;
-        hasher.update(&buffer[..n]);
-        dest.write_all(&buffer[..n])
-            .map_err(|e| Error::io("write", to, e))?;
+        dest.write(&buffer[..n])?;
     }
-    if got != info.bytes {
+    let got = dest.finish()?;
+    if got.bytes != info.bytes {
         return Err(Error::FileSize {
             path: from.to_path_buf(),
             expected: info.bytes,
-            got,
+            got: got.bytes,
         });
     }
-    let digest = hex(&hasher.finalize());
-    if digest != info.sha256 {
+    if got.sha256 != info.sha256 {
         return Err(Error::Digest {
             path: from.to_path_buf(),
             expected: info.sha256.clone(),
-            got: digest,
+            got: got.sha256,
         });
     }
-    dest.sync_all().map_err(|e| Error::io("write", to, e))
+    Ok(())
 }

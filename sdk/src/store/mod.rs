@@ -11,6 +11,9 @@
 //! # }
 //! ```
 //!
+//! What is offered is a bundle, or a delta: the manifest of a new bundle and what the store's present
+//! one lacks. From it the same files are made, byte for byte, and checked as if they had come whole.
+//!
 //! The crate fetches nothing: the app, or the system's downloader, puts a bundle's folder
 //! somewhere, and [`BundleStore::install`] decides whether to trust it.
 //!
@@ -40,6 +43,7 @@
 //! `current` (the state), `lock`, `install.lock`, and `bundles/` with a folder per bundle. Only
 //! the store writes there.
 
+mod delta;
 mod intake;
 mod lock;
 mod state;
@@ -53,8 +57,10 @@ use sha2::{Digest, Sha256};
 
 use crate::bundle::{Bundle, MANIFEST_FILE, hex, sync_folder};
 use crate::error::{Error, Result};
+use delta::Delta;
+pub use delta::{DELTA_FILE, DeltaReport, write_delta};
 pub use intake::SIGNATURE_FILE;
-use intake::{Key, Offer, check_health, check_space, expired};
+use intake::{Base, Key, Offer, check_health, check_space, expired, plain_length};
 use state::{Slot, State};
 
 /// Most public keys that a store trusts: the present one and the next.
@@ -174,7 +180,7 @@ impl BundleStore {
         Ok(store)
     }
 
-    /// Checks the bundle in folder `source`, copies it, and makes it the current one; `source` is
+    /// Checks the bundle, or the delta, in folder `source`, copies it, and makes it the current one; `source` is
     /// left alone. Sessions that are open stay with the bundle that they have. To install the
     /// current bundle again changes nothing.
     ///
@@ -199,8 +205,8 @@ impl BundleStore {
     /// # Errors
     /// [`Error::StoreBusy`]; [`Error::Signature`], [`Error::UntrustedKey`]; [`Error::OtherBundle`],
     /// [`Error::OldBundle`], [`Error::Expired`]; [`Error::NotAFile`], [`Error::UnlistedFile`],
-    /// [`Error::FileSize`], [`Error::BundleTooLarge`], [`Error::NoSpace`]; [`Error::Digest`] and
-    /// all errors of [`Bundle::open`], [`Bundle::verify`] and of loading its towers;
+    /// [`Error::FileSize`], [`Error::BundleTooLarge`], [`Error::NoSpace`]; for a delta
+    /// [`Error::OtherBase`] and [`Error::Delta`]; [`Error::Digest`] and all errors of [`Bundle::open`], [`Bundle::verify`] and of loading its towers;
     /// [`Error::ProbeFailed`]; [`Error::Io`]. Nothing is changed then.
     pub fn stage(&self, source: impl AsRef<Path>) -> Result<StoredBundle> {
         let installing = self.installing()?;
@@ -326,7 +332,9 @@ impl BundleStore {
             });
         }
         offer.check_date((self.options.clock)())?;
-        let bytes = offer.check_files(source, self.options.max_bytes)?;
+        let base = self.base(source, &offer, &state)?;
+        let limit = self.options.max_bytes;
+        let (bytes, origins) = offer.check_files(source, base.as_ref(), limit)?;
         check_space(&self.folder, bytes)?;
 
         // Removed when dropped; after a crash, by the next sweep.
@@ -334,7 +342,7 @@ impl BundleStore {
             .prefix(&format!("v{version}-"))
             .tempdir_in(self.bundles())
             .map_err(|e| Error::io("create a folder in", self.bundles(), e))?;
-        offer.copy(source, copy.path())?;
+        offer.copy(source, base.as_ref(), &origins, copy.path())?;
         sync_folder(&self.bundles())?;
         let bundle = Bundle::open(copy.path())?;
         bundle.table().verify()?;
@@ -357,6 +365,27 @@ impl BundleStore {
         state.write(&self.pointer())?;
         let _ = copy.keep();
         Ok(slot)
+    }
+
+    /// What a delta in `source` starts from, if there is one. Only who installs removes folders, so
+    /// it stays as long as the caller holds that lock.
+    fn base(&self, source: &Path, offer: &Offer, state: &State) -> Result<Option<Base>> {
+        let path = source.join(DELTA_FILE);
+        if offer.manifest.files.contains_key(DELTA_FILE) || plain_length(&path)?.is_none() {
+            return Ok(None);
+        }
+        let delta = Delta::open(&path, self.options.max_bytes)?;
+        let digest = hex(&delta.base()?);
+        let slot = state.slots().find(|slot| slot.digest == digest);
+        let slot = slot.ok_or_else(|| Error::OtherBase {
+            path: source.to_path_buf(),
+        })?;
+        let folder = self.bundles().join(&slot.folder);
+        Ok(Some(Base {
+            manifest: crate::bundle::read_manifest(&folder)?,
+            folder,
+            delta,
+        }))
     }
 
     /// Staged becomes current, current previous. The caller holds the lock.
