@@ -44,6 +44,14 @@ pub enum Error {
         /// What is wrong.
         reason: String,
     },
+    /// A signing key cannot be read, made or used.
+    #[error("signing key {}: {reason}", path.display())]
+    Key {
+        /// The key's file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// The student or the options ask for something a bundle cannot hold.
     #[error("cannot be exported: {reason}")]
     Unsupported {

@@ -13,6 +13,7 @@ mod inspect;
 pub mod onnx;
 mod quality;
 mod scorer;
+mod sign;
 pub mod verify;
 
 pub use bundle::{ExportOptions, ExportReport, Provenance, SkippedAttribute, export};
@@ -20,5 +21,6 @@ pub use error::{Error, Result};
 pub use inspect::{FileReport, InspectReport, TensorReport, inspect};
 pub use quality::TableQuality;
 pub use scorer::BundleScorer;
+pub use sign::{KeyFiles, SigningKey};
 pub use tercet::Scheme;
 pub use verify::{Parity, VerifyReport, verify};

@@ -329,6 +329,7 @@ fn the_whole_path() -> Outcome {
     assert!(got["open"]["median_micros"].is_number());
     let got = json(dir, &["verify", "shop.tercet", "--json"])?;
     assert_eq!(got["files"], 5);
+    updates(dir, &out[..5])?;
     let table = dir.join("shop.tercet/items.safetensors");
     let mut bytes = std::fs::read(&table)?;
     let last = bytes.len() - 1;
@@ -336,5 +337,73 @@ fn the_whole_path() -> Outcome {
     std::fs::write(&table, bytes)?;
     let text = fails(dir, 1, &["verify", "shop.tercet"])?;
     assert!(text.contains("items.safetensors"), "{text}");
+    Ok(())
+}
+
+/// Keys, signatures, deltas and a store. `export` lacks the bundle to write.
+fn updates(dir: &Path, export: &[&str]) -> Outcome {
+    let key = ["key", "new", "--out", "mine", "--json"];
+    let keys = json(dir, &key)?;
+    let public = keys["public_key"].as_str().ok_or("no key")?;
+    // A key is never overwritten.
+    fails(dir, 1, &key)?;
+    json(dir, &["key", "new", "--out", "other", "--json"])?;
+    fails(dir, 1, &["key", "new", "--out", "locked", "--encrypt"])?;
+
+    let release = |version: &str, table: &str| {
+        let out = format!("{version}.tercet");
+        let to = ["--bundle-id", "shop-eu", "--bundle-version", version];
+        let to = [
+            &to[..],
+            &["--table", table, "--out", &out, "--sign", "mine.key"],
+        ]
+        .concat();
+        json(dir, &[export, &to, &["--json"]].concat())
+    };
+    release("1", "int8")?;
+    release("2", "int8")?;
+    json(dir, &["verify", "1.tercet", "--key", "mine.pub", "--json"])?;
+    json(dir, &["verify", "1.tercet", "--key", public, "--json"])?;
+    let text = fails(dir, 1, &["verify", "1.tercet", "--key", "other.pub"])?;
+    assert!(text.contains("not trusted"), "{text}");
+    let text = fails(dir, 1, &["verify", "shop.tercet", "--key", "mine.pub"])?;
+    assert!(text.contains("signature"), "{text}");
+
+    let made = json(
+        dir,
+        &["delta", "1.tercet", "2.tercet", "--out", "1-2", "--json"],
+    )?;
+    assert_eq!(made["changed"], 0);
+    assert!(made["bytes"].as_u64() < made["bundle_bytes"].as_u64());
+    fails(dir, 1, &["delta", "2.tercet", "1.tercet", "--out", "2-1"])?;
+
+    let store = |verb: &str, more: &[&str]| {
+        let of = ["store", verb, "phone", "--key", "mine.pub", "--json"];
+        json(dir, &[&of[..], more].concat())
+    };
+    assert!(store("status", &[])?["current"].is_null());
+    // The base is missing.
+    let text = fails(
+        dir,
+        1,
+        &["store", "install", "phone", "1-2", "--key", "mine.pub"],
+    )?;
+    assert!(text.contains("whole bundle"), "{text}");
+    assert_eq!(store("install", &["1.tercet"])?["current"]["version"], 1);
+    let got = store("install", &["1-2"])?;
+    assert_eq!(got["current"]["version"], 2);
+    let current = got["path"].as_str().ok_or("no path")?;
+    let same = |name: &str| -> Outcome<bool> {
+        let ours = std::fs::read(dir.join(current).join(name))?;
+        Ok(ours == std::fs::read(dir.join("2.tercet").join(name))?)
+    };
+    assert!(same("items.safetensors")? && same("user_tower.onnx")?);
+    assert_eq!(store("rollback", &[])?["current"]["version"], 1);
+    let text = fails(
+        dir,
+        1,
+        &["store", "install", "phone", "1-2", "--key", "other.pub"],
+    )?;
+    assert!(text.contains("not trusted"), "{text}");
     Ok(())
 }

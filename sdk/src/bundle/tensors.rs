@@ -268,27 +268,28 @@ impl Offsets {
 
     /// Checks that records follow each other without gaps and cover `len` elements.
     pub(crate) fn check(&self, tensor: &str, len: usize) -> Result<()> {
-        let records = self.records();
-        if self.at(0) != Some(0) {
-            return Err(Error::corrupt(tensor, 0, "the first offset is not 0"));
+        match self {
+            Offsets::Narrow(s) => check_offsets(tensor, s.get(), len),
+            Offsets::Wide(s) => check_offsets(tensor, s.get(), len),
         }
-        for record in 0..records {
-            if self.range(record, len).is_none() {
-                return Err(Error::corrupt(
-                    tensor,
-                    record,
-                    "offsets decrease or point beyond the data",
-                ));
-            }
-        }
-        if self.at(records) != Some(len as u64) {
-            return Err(Error::corrupt(
-                tensor,
-                records,
-                "the last offset is not the end of the data",
-            ));
-        }
-        Ok(())
+    }
+}
+
+fn check_offsets<T: Copy + Into<u64>>(tensor: &str, offsets: &[T], len: usize) -> Result<()> {
+    let (Some(&first), Some(&last)) = (offsets.first(), offsets.last()) else {
+        return Err(Error::corrupt(tensor, 0, "the first offset is missing"));
+    };
+    if first.into() != 0 {
+        return Err(Error::corrupt(tensor, 0, "the first offset is not 0"));
+    }
+    // Together with the order: none points beyond the data.
+    if last.into() != len as u64 {
+        let reason = "the last offset is not the end of the data";
+        return Err(Error::corrupt(tensor, offsets.len() - 1, reason));
+    }
+    match offsets.windows(2).position(|w| w[0].into() > w[1].into()) {
+        Some(record) => Err(Error::corrupt(tensor, record, "offsets decrease")),
+        None => Ok(()),
     }
 }
 
@@ -333,11 +334,19 @@ impl Strings {
 
     /// Checks every offset and every string.
     pub(crate) fn check(&self) -> Result<()> {
+        let bytes = self.bytes.get();
         self.offsets
-            .check(&format!("{}.offsets", self.name), self.bytes.get().len())?;
-        for index in 0..self.len() {
-            self.get(index)?;
+            .check(&format!("{}.offsets", self.name), bytes.len())?;
+        // All at once is much faster than one by one; then no string may begin within a character.
+        if let Ok(text) = std::str::from_utf8(bytes) {
+            let starts = (0..self.len()).filter_map(|index| self.offsets.at(index));
+            if starts
+                .into_iter()
+                .all(|start| text.is_char_boundary(start as usize))
+            {
+                return Ok(());
+            }
         }
-        Ok(())
+        (0..self.len()).try_for_each(|index| self.get(index).map(|_| ()))
     }
 }

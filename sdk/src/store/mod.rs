@@ -127,6 +127,17 @@ impl StoreOptions {
     }
 }
 
+/// Checks that the manifest of the bundle in folder `bundle` was signed with `key`, a minisign public
+/// key as in [`StoreOptions::trust`]. The files that the manifest names are checked by
+/// [`Bundle::verify`].
+///
+/// # Errors
+/// [`Error::InvalidArgument`] for a bad key, [`Error::Signature`], [`Error::UntrustedKey`],
+/// [`Error::Io`], errors of the manifest.
+pub fn check_signature(bundle: impl AsRef<Path>, key: &str) -> Result<()> {
+    Offer::read(bundle.as_ref(), &[Key::parse(key)?]).map(|_| ())
+}
+
 /// A bundle in a store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]

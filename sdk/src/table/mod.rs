@@ -526,8 +526,11 @@ impl ItemTable {
                 }
             }
             Codes::Int8 { codes, scales } => {
-                if let Some(i) = codes.get().iter().position(|&c| c == i8::MIN) {
-                    return Err(Error::corrupt("codes", i / self.dim, "a code is -128"));
+                for (row, codes) in codes.get().chunks_exact(self.dim).enumerate() {
+                    // Without a branch for every code.
+                    if codes.iter().fold(false, |found, &c| found | (c == i8::MIN)) {
+                        return Err(Error::corrupt("codes", row, "a code is -128"));
+                    }
                 }
                 check_scales(scales.get())?;
             }
@@ -564,6 +567,7 @@ impl ItemTable {
         }
         self.keys.check()?;
         let order = self.order.get();
+        let mut before: &[u8] = &[];
         for index in 0..order.len() {
             let row = self.ordered(order, index)?;
             let key = self.keys.raw(row as usize)?;
@@ -575,10 +579,11 @@ impl ItemTable {
                 ));
             }
             // Strictly ascending keys also make `order` a permutation: N rows, none twice.
-            if index > 0 && self.keys.raw(self.ordered(order, index - 1)? as usize)? >= key {
+            if before >= key {
                 let reason = "keys are not in strictly ascending order";
                 return Err(Error::corrupt("ids.order", index, reason));
             }
+            before = key;
         }
         for column in self.attributes.iter() {
             column.verify()?;

@@ -41,6 +41,12 @@ enum Command {
     Verify(commands::verify::Args),
     /// Speed of a bundle on this machine.
     Bench(commands::bench::Args),
+    #[command(subcommand)]
+    Key(commands::key::Key),
+    /// What leads from one bundle to a newer one, for devices that have the first.
+    Delta(commands::delta::Args),
+    #[command(subcommand)]
+    Store(commands::store::Store),
 }
 
 /// Starts this program anew with the tensor library's own thread pool switched off.
@@ -85,6 +91,9 @@ fn main() -> ExitCode {
         Command::Inspect(a) => commands::inspect::run(a),
         Command::Verify(a) => commands::verify::run(a),
         Command::Bench(a) => commands::bench::run(a),
+        Command::Key(a) => commands::key::run(a),
+        Command::Delta(a) => commands::delta::run(a),
+        Command::Store(a) => commands::store::run(a),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

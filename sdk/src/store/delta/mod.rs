@@ -6,6 +6,7 @@
 
 mod write;
 
+use std::borrow::Cow;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use safetensors::tensor::{Metadata, TensorInfo};
 use crate::bundle::tensors::{MAX_HEADER_BYTES, PAD_PREFIX, TensorFile};
 use crate::bundle::{Content, FileInfo, HashedFile, LoadMode};
 use crate::error::{Error, Result};
+use crate::table::NO_VALUE;
 
 pub use write::{DeltaReport, write_delta};
 
@@ -256,7 +258,7 @@ impl Rebuilt<'_> {
                 None => self.fixed(out, name, info, given, values)?,
             }
         } else {
-            out.write(self.of_base(name, info)?.1)?;
+            out.write(self.of_base(name, info)?)?;
         }
         if out.bytes() - before != bytes as u64 {
             return Err(wrong(name, "the delta does not fill it"));
@@ -264,12 +266,22 @@ impl Rebuilt<'_> {
         Ok(())
     }
 
-    /// Shape and bytes of a tensor of the base, which has the same type.
-    fn of_base(&self, name: &str, info: &TensorInfo) -> Result<(&[usize], &[u8])> {
+    /// Bytes of a tensor of the base, which has the same type.
+    fn of_base(&self, name: &str, info: &TensorInfo) -> Result<&[u8]> {
         match self.base.peek(name) {
-            Some((dtype, shape, bytes)) if dtype == info.dtype => Ok((shape, bytes)),
+            Some((dtype, _, bytes)) if dtype == info.dtype => Ok(bytes),
             Some(_) => Err(wrong(name, "the base has it in another type")),
             None => Err(wrong(name, "the base lacks it")),
+        }
+    }
+
+    /// The same, with the codes of the new dictionary if that is another one.
+    fn rows_of_base(&self, name: &str, info: &TensorInfo) -> Result<Cow<'_, [u8]>> {
+        let bytes = self.of_base(name, info)?;
+        match self.delta.numbers(&format!("codes.{name}"))? {
+            None => Ok(Cow::Borrowed(bytes)),
+            Some(codes) if info.dtype == Dtype::U32 => Ok(Cow::Owned(recode(bytes, codes))),
+            Some(_) => Err(wrong(name, "it has no codes")),
         }
     }
 
@@ -282,7 +294,7 @@ impl Rebuilt<'_> {
         given: &[u32],
         values: &[u8],
     ) -> Result<()> {
-        let (_, base) = self.of_base(name, info)?;
+        let base = self.rows_of_base(name, info)?;
         let bytes = info.data_offsets.1 - info.data_offsets.0;
         let width = bytes / self.rows.items;
         if width == 0
@@ -293,7 +305,7 @@ impl Rebuilt<'_> {
         }
         self.rows.walk(name, given, |piece| {
             let (from, rows) = match piece {
-                Piece::Base(rows) => (base, rows),
+                Piece::Base(rows) => (&*base, rows),
                 Piece::Given(rows) => (values, rows),
             };
             // Within both: the products were checked above.
@@ -311,29 +323,19 @@ impl Rebuilt<'_> {
         ends: &[u32],
         values: &[u8],
     ) -> Result<()> {
-        let (_, base) = self.of_base(name, info)?;
+        let base = self.rows_of_base(name, info)?;
         let offsets = self.base_offsets(name)?;
         // Elements to bytes; offsets count elements.
         let width = info.dtype.bitsize() / 8;
         check_ends(name, given, ends)?;
-        let slice = |from: &[u8], start: u64, end: u64| -> Option<Range<usize>> {
-            let start = usize::try_from(start).ok()?.checked_mul(width)?;
-            let end = usize::try_from(end).ok()?.checked_mul(width)?;
-            (start <= end && end <= from.len()).then_some(start..end)
-        };
         self.rows.walk(name, given, |piece| {
             let part = match piece {
                 Piece::Base(rows) => offsets
-                    .at(rows.start)
-                    .zip(offsets.at(rows.end))
-                    .and_then(|(start, end)| slice(base, start, end))
+                    .span(rows, width, base.len())
                     .map(|range| &base[range]),
-                Piece::Given(rows) => slice(
-                    values,
-                    u64::from(ends[rows.start]),
-                    u64::from(ends[rows.end]),
-                )
-                .map(|range| &values[range]),
+                Piece::Given(rows) => BaseOffsets::Narrow(ends)
+                    .span(rows, width, values.len())
+                    .map(|range| &values[range]),
             };
             out.write(part.ok_or_else(|| wrong(name, "offsets beyond the data"))?)
         })
@@ -442,6 +444,16 @@ impl Rebuilt<'_> {
     }
 }
 
+/// U32 codes of an attribute, translated; what has no translation is no value any more.
+fn recode(bytes: &[u8], codes: &[u32]) -> Vec<u8> {
+    let old = bytes.as_chunks::<4>().0.iter();
+    old.flat_map(|&code| {
+        let code = u32::from_le_bytes(code) as usize;
+        codes.get(code).unwrap_or(&NO_VALUE).to_le_bytes()
+    })
+    .collect()
+}
+
 /// Tensor of the offsets that cut tensor `data` into rows, if it has the name of one that is cut.
 fn offsets_tensor(data: &str) -> Option<String> {
     match data {
@@ -472,6 +484,26 @@ impl<'a> BaseOffsets<'a> {
             (Dtype::U64, _, bytes) => bytemuck::try_cast_slice(bytes).ok().map(Self::Wide),
             _ => None,
         }
+    }
+
+    fn records(&self) -> usize {
+        match self {
+            BaseOffsets::Narrow(o) => o.len(),
+            BaseOffsets::Wide(o) => o.len(),
+        }
+        .saturating_sub(1)
+    }
+
+    /// Bytes of a row of elements of `width` bytes, if they are within `len`.
+    fn range(&self, row: usize, width: usize, len: usize) -> Option<Range<usize>> {
+        self.span(row..row + 1, width, len)
+    }
+
+    /// Those of several rows.
+    fn span(&self, rows: Range<usize>, width: usize, len: usize) -> Option<Range<usize>> {
+        let bytes = |row| usize::try_from(self.at(row)?).ok()?.checked_mul(width);
+        let (start, end) = (bytes(rows.start)?, bytes(rows.end)?);
+        (start <= end && end <= len).then_some(start..end)
     }
 
     #[inline]

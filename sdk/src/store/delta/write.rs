@@ -1,6 +1,6 @@
 //! Making a delta of two bundles.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -8,13 +8,14 @@ use safetensors::Dtype;
 use sha2::{Digest, Sha256};
 
 use super::super::SIGNATURE_FILE;
-use super::{BaseOffsets, DELTA_FILE, FRESH, data_tensor, offsets_tensor};
+use super::{BaseOffsets, DELTA_FILE, FRESH, offsets_tensor, recode};
 use crate::bundle::tensors::{PAD_PREFIX, TensorFile};
 use crate::bundle::{
     Bundle, Content, ITEMS_FILE, LoadMode, MANIFEST_FILE, TensorSpec, TensorWriter, parent,
     sync_folder,
 };
 use crate::error::{Error, Result};
+use crate::table::NO_VALUE;
 
 /// What a delta holds, in items.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
@@ -165,6 +166,33 @@ impl Origins {
     }
 }
 
+/// Code in the new dictionary of every value of an attribute's old one, if the two differ.
+fn translation(attribute: &str, old: &TensorFile, new: &TensorFile) -> Result<Option<Vec<u32>>> {
+    let values = |file: &TensorFile| -> Result<Option<Vec<Vec<u8>>>> {
+        let name = format!("{attribute}.values.offsets");
+        let bytes = file.peek(&format!("{attribute}.values.bytes"));
+        let (Some((_, _, bytes)), Some(ends)) = (bytes, BaseOffsets::of(file, &name)) else {
+            return Ok(None);
+        };
+        let value = |i: usize| {
+            let range = ends.range(i, 1, bytes.len());
+            range.map(|range| bytes[range].to_vec())
+        };
+        let all = (0..ends.records()).map(value).collect::<Option<_>>();
+        let reason = "offsets decrease or point beyond the data";
+        all.ok_or_else(|| Error::corrupt(name, 0, reason)).map(Some)
+    };
+    let (Some(old), Some(new)) = (values(old)?, values(new)?) else {
+        return Ok(None);
+    };
+    if old == new {
+        return Ok(None);
+    }
+    let codes: HashMap<Vec<u8>, u32> = new.into_iter().zip(0u32..).collect();
+    let code = |value| codes.get(value).copied().unwrap_or(NO_VALUE);
+    Ok(Some(old.iter().map(code).collect()))
+}
+
 /// A tensor's type, shape and bytes.
 type View<'a> = (Dtype, &'a [usize], &'a [u8]);
 
@@ -209,6 +237,15 @@ fn write_tables(old: &Bundle, new: &Bundle, path: &Path, report: &mut DeltaRepor
         if derived.contains(name) || before == Some(now) {
             continue;
         }
+        let translated;
+        let before = match (before, translation(name, &old_file, &new_file)?) {
+            (Some((dtype, shape, bytes)), Some(codes)) => {
+                parts.numbers(format!("codes.{name}"), &codes);
+                translated = recode(bytes, &codes);
+                Some((dtype, shape, &*translated))
+            }
+            (before, _) => before,
+        };
         let rows = match before {
             Some(_) if name == "ids.order" => {
                 order(&mut parts, &origins, now);
@@ -216,8 +253,9 @@ fn write_tables(old: &Bundle, new: &Bundle, path: &Path, report: &mut DeltaRepor
             }
             Some(before) if before.0 == now.0 => match offsets_tensor(name) {
                 Some(offsets) if new_file.contains(&offsets) => {
-                    let files = (&old_file, &new_file);
-                    let rows = ragged(&mut parts, name, &offsets, &origins, files)?;
+                    let ends = BaseOffsets::of(&old_file, &offsets)
+                        .zip(BaseOffsets::of(&new_file, &offsets));
+                    let rows = ragged(&mut parts, name, &origins, before, now, ends)?;
                     if rows.is_some() {
                         derived.insert(offsets);
                     }
@@ -298,44 +336,35 @@ fn fixed(
 fn ragged(
     parts: &mut Parts,
     name: &str,
-    offsets: &str,
     origins: &Origins,
-    (old_file, new_file): (&TensorFile, &TensorFile),
+    (dtype, _, old): View<'_>,
+    (_, _, new): View<'_>,
+    ends: Option<(BaseOffsets<'_>, BaseOffsets<'_>)>,
 ) -> Result<Option<Vec<u32>>> {
-    let (Some(old), Some(new)) = (old_file.peek(name), new_file.peek(name)) else {
+    let Some((old_ends, new_ends)) = ends else {
         return Ok(None);
     };
-    let (Some(old_ends), Some(new_ends)) = (
-        BaseOffsets::of(old_file, offsets),
-        BaseOffsets::of(new_file, offsets),
-    ) else {
-        return Ok(None);
-    };
-    let width = new.0.bitsize() / 8;
+    let width = dtype.bitsize() / 8;
     let row = |bytes: &'_ [u8], ends: &BaseOffsets<'_>, i: usize| {
-        let range = ends.at(i).zip(ends.at(i + 1)).and_then(|(start, end)| {
-            let start = usize::try_from(start).ok()?.checked_mul(width)?;
-            let end = usize::try_from(end).ok()?.checked_mul(width)?;
-            (start <= end && end <= bytes.len()).then_some(start..end)
-        });
-        range.ok_or_else(|| Error::corrupt(offsets, i, "offsets decrease or point beyond the data"))
+        let reason = "its offsets decrease or point beyond the data";
+        ends.range(i, width, bytes.len())
+            .ok_or_else(|| Error::corrupt(name, i, reason))
     };
     let rows = origins.differing(
-        |i| Ok(&old.2[row(old.2, &old_ends, i)?]),
-        |i| Ok(&new.2[row(new.2, &new_ends, i)?]),
+        |i| Ok(&old[row(old, &old_ends, i)?]),
+        |i| Ok(&new[row(new, &new_ends, i)?]),
     )?;
     let (mut values, mut ends) = (Vec::new(), vec![0u32]);
     for &i in &rows {
-        values.extend_from_slice(&new.2[row(new.2, &new_ends, i as usize)?]);
+        values.extend_from_slice(&new[row(new, &new_ends, i as usize)?]);
         match u32::try_from(values.len() / width) {
             Ok(end) => ends.push(end),
             Err(_) => return Ok(None),
         }
     }
-    if values.len() + rows.len() * 8 >= new.2.len() + origins.0.len() * 4 {
+    if values.len() + rows.len() * 8 >= new.len() + origins.0.len() * 4 {
         return Ok(None);
     }
-    debug_assert_eq!(data_tensor(offsets).as_deref(), Some(name));
     parts.bytes(format!("values.{name}"), values);
     parts.numbers(format!("rows.{name}"), &rows);
     parts.numbers(format!("ends.{name}"), &ends);

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 use tercet_export::onnx::Weights;
-use tercet_export::{ExportOptions, ExportReport, Provenance, Scheme, export};
+use tercet_export::{ExportOptions, ExportReport, Provenance, Scheme, SigningKey, export};
 use tercet_models::run::{self, TrainedRun};
 use tercet_models::student::Student;
 
@@ -63,6 +63,10 @@ pub(crate) struct Args {
     /// Version; one more than that of the bundle being replaced when absent, else 1.
     #[arg(long)]
     bundle_version: Option<u64>,
+    /// Sign with this secret key, of `tercet key new` or of minisign. The password of an encrypted
+    /// one is taken from the environment variable TERCET_KEY_PASSWORD.
+    #[arg(long, value_name = "KEYFILE")]
+    sign: Option<PathBuf>,
     /// Threads; all cores when absent.
     #[arg(long)]
     threads: Option<usize>,
@@ -73,6 +77,12 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: Args) -> Result<()> {
     shared::threads(args.threads)?;
+    let key = args.sign.as_deref();
+    let key = key.map(|path| {
+        SigningKey::load(path, || std::env::var(shared::PASSWORD).ok())
+            .context("cannot sign with this key; is it encrypted and TERCET_KEY_PASSWORD set?")
+    });
+    let key = key.transpose()?;
     let dev = run::device("cpu")?;
     let trained = TrainedRun::open(&args.student, &dev)
         .with_context(|| format!("cannot open the run {}", args.student.display()))?;
@@ -111,6 +121,10 @@ pub(crate) fn run(args: Args) -> Result<()> {
     };
     let report = export(&student, &data, &provenance, &options, &args.out)
         .with_context(|| format!("cannot write {}", args.out.display()))?;
+    if let Some(key) = key {
+        key.sign(&args.out)
+            .with_context(|| format!("{} was written but not signed", args.out.display()))?;
+    }
     for a in &report.skipped_attributes {
         eprintln!("left out attribute `{}`: {}", a.name, a.reason);
     }

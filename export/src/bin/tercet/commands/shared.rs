@@ -171,6 +171,27 @@ pub(crate) fn open_bundle(path: &std::path::Path) -> Result<tercet::Bundle> {
     tercet::Bundle::open(path).with_context(|| format!("cannot open {}", path.display()))
 }
 
+/// Environment variable with the password of a signing key.
+pub(crate) const PASSWORD: &str = "TERCET_KEY_PASSWORD";
+
+/// A public key given as a file or as its line of base64.
+pub(crate) fn public_key(text: &str) -> Result<String> {
+    match std::fs::read_to_string(text) {
+        Ok(content) => Ok(content),
+        Err(e) if text.contains(['.', std::path::MAIN_SEPARATOR]) => {
+            Err(e).with_context(|| format!("cannot read the key {text}"))
+        }
+        Err(_) => Ok(text.to_string()),
+    }
+}
+
+/// Line of the bundle or delta in `folder`.
+pub(crate) fn bundle_id(folder: &std::path::Path) -> Result<String> {
+    let path = folder.join(tercet::bundle::MANIFEST_FILE);
+    let bytes = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    Ok(tercet::Manifest::parse(&bytes, &path)?.bundle_id)
+}
+
 /// How to open the data set that a bundle's model card names.
 pub(crate) fn bundle_options(bundle: &tercet::Bundle) -> LoadOptions {
     let dataset = &bundle.manifest().card["dataset"];
