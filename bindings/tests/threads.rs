@@ -91,3 +91,22 @@ fn threads_share_an_engine_and_one_of_them_closes_it() {
     assert!(engine.is_closed());
     assert_eq!(work(&others[0], 3), Ok(()));
 }
+
+/// For `.ci/thread-sanitizer`, which has to report it: otherwise the test above proves nothing.
+#[test]
+#[ignore = "holds a data race on purpose"]
+#[allow(unsafe_code)]
+fn a_race_that_a_sanitizer_must_see() {
+    struct Shared(std::cell::UnsafeCell<u64>);
+    // SAFETY: not sound, which is the point; nothing but this test sees it.
+    unsafe impl Sync for Shared {}
+    let shared = Shared(std::cell::UnsafeCell::new(0));
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            // SAFETY: as above.
+            scope.spawn(|| (0..1000).for_each(|_| unsafe { *shared.0.get() += 1 }));
+        }
+    });
+    // SAFETY: the threads have ended.
+    assert!(unsafe { *shared.0.get() } > 0);
+}
