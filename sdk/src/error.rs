@@ -286,6 +286,12 @@ pub enum Error {
         /// Version this crate reads.
         supported: u32,
     },
+    /// The file of a history is open elsewhere, in this process or another.
+    #[error("history {} is open in another session or process", path.display())]
+    HistoryBusy {
+        /// The file.
+        path: PathBuf,
+    },
     /// A bundle has no signature, or one that does not fit its manifest: it was changed after it
     /// was signed.
     #[error("signature {}: {reason}", path.display())]

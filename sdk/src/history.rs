@@ -43,6 +43,22 @@ impl Event {
         self.timestamp = Some(seconds);
         self
     }
+
+    /// Checks the lengths of key and name.
+    pub(crate) fn check(&self) -> Result<()> {
+        if check_key(&self.item).is_err() {
+            return Err(Error::argument(format!(
+                "an item key is empty or longer than {MAX_KEY_BYTES} bytes"
+            )));
+        }
+        let name = self.behavior.as_ref();
+        if name.is_some_and(|b| b.len() > MAX_NAME_BYTES) {
+            return Err(Error::argument(format!(
+                "a behavior name is longer than {MAX_NAME_BYTES} bytes"
+            )));
+        }
+        Ok(())
+    }
 }
 
 /// What became of a recorded event.
@@ -112,7 +128,7 @@ impl History {
     /// # Errors
     /// [`Error::InvalidArgument`] for an empty or overlong key or name.
     pub fn push(&mut self, event: Event) -> Result<bool> {
-        check_event(&event).map_err(Error::argument)?;
+        event.check()?;
         let full = self.events.len() >= self.limit;
         if full {
             self.events.pop_front();
@@ -154,24 +170,6 @@ impl History {
     pub fn load(path: impl AsRef<Path>, limit: usize) -> Result<Self> {
         Ok(snapshot::load(path.as_ref(), limit)?.0)
     }
-}
-
-fn check_event(event: &Event) -> Result<(), String> {
-    if check_key(&event.item).is_err() {
-        return Err(format!(
-            "an item key is empty or longer than {MAX_KEY_BYTES} bytes"
-        ));
-    }
-    if event
-        .behavior
-        .as_ref()
-        .is_some_and(|b| b.len() > MAX_NAME_BYTES)
-    {
-        return Err(format!(
-            "a behavior name is longer than {MAX_NAME_BYTES} bytes"
-        ));
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -23,7 +23,11 @@ mod history;
 mod holdout;
 mod household;
 mod id;
+#[cfg(feature = "store")]
+mod journal;
 pub mod kernel;
+#[cfg(feature = "store")]
+mod lock;
 mod partition;
 pub mod quant;
 mod ranking;
@@ -36,6 +40,7 @@ mod snapshot;
 pub mod store;
 mod table;
 mod topk;
+mod user_data;
 
 pub use added::{Added, MAX_ADDED, NewItem};
 pub use bundle::{
@@ -50,6 +55,8 @@ pub use history::{Event, History, MAX_HISTORY, Recorded};
 pub use holdout::Holdout;
 pub use household::{Together, recommend_together};
 pub use id::{MAX_KEY_BYTES, MAX_NAME_BYTES, Row};
+#[cfg(feature = "store")]
+pub use journal::Durability;
 pub use quant::Scheme;
 pub use recommendation::{Because, ModalityShare, Query, Ranking, Recommendation};
 pub use search::{Effort, Search};

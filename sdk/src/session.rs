@@ -3,12 +3,14 @@
 use std::path::Path;
 
 use crate::added::{Added, MAX_ADDED, NewItem};
-use crate::bundle::Bundle;
+use crate::bundle::{Bundle, remove_leftovers};
 use crate::engine::{FusionTower, Tower, UserTower};
 use crate::error::{Error, Result, check_len};
 use crate::explain::{Evidence, MAX_EXAMINED, describe};
 use crate::history::{Event, History, Recorded};
 use crate::id::Row;
+#[cfg(feature = "store")]
+use crate::journal::{Change, Durability, Journal, Need};
 use crate::ranking::rank;
 use crate::recommendation::{Query, Ranking, Recommendation};
 use crate::search::Popular;
@@ -54,6 +56,9 @@ pub struct Session {
     table: ItemTable,
     added: Vec<Placed>,
     fusion: Option<FusionTower>,
+    /// Where changes are kept, in a durable session.
+    #[cfg(feature = "store")]
+    journal: Option<Journal>,
 }
 
 /// An added item, and its vector if the bundle's fusion tower can make one.
@@ -87,6 +92,8 @@ impl Session {
             table: bundle.table().clone(),
             added: Vec::new(),
             fusion: None,
+            #[cfg(feature = "store")]
+            journal: None,
         })
     }
 
@@ -120,20 +127,69 @@ impl Session {
     ) -> Result<Self> {
         let mut session = Self::new(bundle, options)?;
         let (history, items) = snapshot::load(path.as_ref(), options.max_history)?;
-        session.history = history;
+        session.take_over(history, items)?;
+        Ok(session)
+    }
+
+    /// A durable session: its history and added items live in the file at `path`, which is made if
+    /// there is none. Once a call that changes them has returned, the change is kept, whatever
+    /// happens to the process; after a crash the file has the state before or after a change, never
+    /// anything between. The file stays bounded: it is rewritten now and then, which is the only
+    /// time when recording costs more than one append. A snapshot of [`Session::save`] becomes such
+    /// a file when it is opened.
+    ///
+    /// One session at a time may have the file open; `<path>.lock` sees to that, and stays. As with
+    /// [`Session::restore`], the bundle may be another one than before.
+    ///
+    /// # Errors
+    /// [`Error::HistoryBusy`]; [`Error::Snapshot`] if the file is damaged, or the key is missing or
+    /// another one: the file is left as it is; [`Error::UnsupportedSnapshot`], [`Error::Io`]; as
+    /// [`Session::restore`].
+    #[cfg(feature = "store")]
+    pub fn open(
+        bundle: &Bundle,
+        path: impl AsRef<Path>,
+        options: SessionOptions,
+        durability: &Durability,
+    ) -> Result<Self> {
+        let mut session = Self::new(bundle, options)?;
+        let (journal, kept) = Journal::open(path.as_ref(), durability, options.max_history)?;
+        session.take_over(kept.history, kept.items)?;
+        session.journal = Some(journal);
+        Ok(session)
+    }
+
+    /// Begins with what a file held.
+    fn take_over(&mut self, history: History, items: Vec<NewItem>) -> Result<()> {
+        self.history = history;
         for item in items {
-            if bundle.table().find(&item.key)?.is_some() {
+            if self.bundle.table().find(&item.key)?.is_some() {
                 continue;
             }
-            let vector = match session.place(&item) {
+            let vector = match self.place(&item) {
                 Ok(vector) => vector,
                 Err(Error::MissingTower { .. } | Error::EngineUnavailable { .. }) => None,
                 Err(e) => return Err(e),
             };
-            session.added.push(Placed { item, vector });
+            self.added.push(Placed { item, vector });
         }
-        session.relink()?;
-        Ok(session)
+        self.relink()
+    }
+
+    /// Makes a change last, in a durable session, before it is made.
+    #[cfg(feature = "store")]
+    fn keep(&mut self, change: impl FnOnce() -> Change) -> Result<()> {
+        let Some(journal) = &mut self.journal else {
+            return Ok(());
+        };
+        let items = self.added.iter().map(|p| &p.item);
+        match journal.wants_folding() {
+            Some(Need::Now) => journal.fold(&self.history, items)?,
+            // Appending does as well, if only there is room for it.
+            Some(Need::Soon) => drop(journal.fold(&self.history, items)),
+            None => {}
+        }
+        journal.append(&change())
     }
 
     /// The bundle.
@@ -158,7 +214,8 @@ impl Session {
     ///
     /// # Errors
     /// [`Error::UnknownBehavior`], [`Error::InvalidArgument`] for an empty or overlong key,
-    /// [`Error::CorruptTensor`]. The history is unchanged then.
+    /// [`Error::CorruptTensor`]; in a durable session [`Error::Io`], if the event could not be kept.
+    /// The history is unchanged then.
     pub fn record(&mut self, event: Event) -> Result<Recorded> {
         let manifest = self.bundle.manifest();
         let behavior = match &event.behavior {
@@ -171,6 +228,12 @@ impl Session {
                 })?,
         };
         let row = self.table.find(&event.item)?;
+        event.check()?;
+        #[cfg(feature = "store")]
+        self.keep(|| Change::Event {
+            event: (&event).into(),
+            unknown: row.is_none(),
+        })?;
         if self.history.push(event)? && !self.known.is_empty() {
             self.known.remove(0);
         }
@@ -431,6 +494,8 @@ impl Session {
             )));
         }
         let vector = self.place(&item)?;
+        #[cfg(feature = "store")]
+        self.keep(|| Change::Item((&item).into()))?;
         let placed = Placed { item, vector };
         let outcome = match at {
             Some(at) => {
@@ -454,6 +519,8 @@ impl Session {
         let Some(at) = self.added.iter().position(|p| p.item.key == key) else {
             return Ok(false);
         };
+        #[cfg(feature = "store")]
+        self.keep(|| Change::RemovedItem(key.to_string()))?;
         self.added.remove(at);
         self.relink()?;
         Ok(true)
@@ -465,6 +532,11 @@ impl Session {
         self.added
             .iter()
             .map(|p| (p.item.key.as_str(), p.vector.is_some()))
+    }
+
+    /// The added items.
+    pub(crate) fn added(&self) -> impl Iterator<Item = &NewItem> {
+        self.added.iter().map(|p| &p.item)
     }
 
     /// The item vector by the bundle's fusion tower, if it knows one of the item's modalities.
@@ -538,12 +610,15 @@ impl Session {
     /// # Errors
     /// As [`History::save`].
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
-        let items = self.added.iter().map(|p| &p.item);
-        snapshot::save(path.as_ref(), &self.history, items)
+        snapshot::save(path.as_ref(), &self.history, self.added())
     }
 
-    /// Forgets history, added items and the user vector, and deletes `snapshot` if given. A
-    /// snapshot that does not exist is not an error.
+    /// Forgets history, added items and the user vector, deletes the file of a durable session, and
+    /// `snapshot` if given. A snapshot that does not exist is not an error. A durable session starts
+    /// a new file with the next change.
+    ///
+    /// Deleted is not overwritten: whoever can read the raw storage may find traces of a file until
+    /// the system reuses its place. Of an encrypted one, only what the key can read.
     ///
     /// # Errors
     /// [`Error::Io`] if the file cannot be deleted; the memory is cleared nevertheless.
@@ -556,10 +631,16 @@ impl Session {
         if let Some(tower) = &mut self.tower {
             tower.forget();
         }
-        match snapshot.map(|path| (path, std::fs::remove_file(path))) {
-            Some((path, Err(e))) if e.kind() != std::io::ErrorKind::NotFound => {
-                Err(Error::io("delete", path, e))
-            }
+        #[cfg(feature = "store")]
+        if let Some(journal) = &mut self.journal {
+            journal.erase()?;
+        }
+        let Some(path) = snapshot else {
+            return Ok(());
+        };
+        remove_leftovers(path)?;
+        match std::fs::remove_file(path) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("delete", path, e)),
             _ => Ok(()),
         }
     }

@@ -29,9 +29,9 @@ use crate::error::{Error, Result};
 use crate::frame::{self, Damage};
 use crate::history::{Event, History};
 
-const MAGIC: &[u8; 8] = b"TRCTHIST";
-const VERSION: u32 = 2;
-const MAX_PAYLOAD: usize = 64 << 20;
+pub(crate) const MAGIC: &[u8; 8] = b"TRCTHIST";
+pub(crate) const VERSION: u32 = 2;
+pub(crate) const MAX_PAYLOAD: usize = 64 << 20;
 
 #[derive(SchemaWrite, SchemaRead)]
 struct Events {
@@ -46,7 +46,7 @@ struct Payload {
 }
 
 #[derive(SchemaWrite, SchemaRead)]
-struct StoredEvent {
+pub(crate) struct StoredEvent {
     item: String,
     /// Empty for none.
     behavior: String,
@@ -54,10 +54,49 @@ struct StoredEvent {
 }
 
 #[derive(SchemaWrite, SchemaRead)]
-struct StoredItem {
+pub(crate) struct StoredItem {
     key: String,
     features: Vec<(String, Vec<f32>)>,
     attributes: Vec<(String, Vec<String>)>,
+}
+
+impl From<&Event> for StoredEvent {
+    fn from(e: &Event) -> Self {
+        StoredEvent {
+            item: e.item.clone(),
+            behavior: e.behavior.clone().unwrap_or_default(),
+            timestamp: e.timestamp,
+        }
+    }
+}
+
+impl From<StoredEvent> for Event {
+    fn from(e: StoredEvent) -> Self {
+        let mut event = Event::new(e.item);
+        event.behavior = Some(e.behavior).filter(|b| !b.is_empty());
+        event.timestamp = e.timestamp;
+        event
+    }
+}
+
+impl From<&NewItem> for StoredItem {
+    fn from(i: &NewItem) -> Self {
+        StoredItem {
+            key: i.key.clone(),
+            features: i.features.clone(),
+            attributes: i.attributes.clone(),
+        }
+    }
+}
+
+impl From<StoredItem> for NewItem {
+    fn from(i: StoredItem) -> Self {
+        NewItem {
+            key: i.key,
+            features: i.features,
+            attributes: i.attributes,
+        }
+    }
 }
 
 /// Replaces the snapshot at `path`: written beside it, synced, renamed.
@@ -69,22 +108,22 @@ pub(crate) fn save<'a>(
     history: &History,
     items: impl IntoIterator<Item = &'a NewItem>,
 ) -> Result<()> {
-    let events = history.events().map(|e| StoredEvent {
-        item: e.item.clone(),
-        behavior: e.behavior.clone().unwrap_or_default(),
-        timestamp: e.timestamp,
-    });
-    let items = items.into_iter().map(|i| StoredItem {
-        key: i.key.clone(),
-        features: i.features.clone(),
-        attributes: i.attributes.clone(),
-    });
+    let payload = encode(path, history, items)?;
+    replace_file(path, &frame::wrap(MAGIC, VERSION, &payload))
+}
+
+/// The payload of the present version, for a file at `path`.
+pub(crate) fn encode<'a>(
+    path: &Path,
+    history: &History,
+    items: impl IntoIterator<Item = &'a NewItem>,
+) -> Result<Vec<u8>> {
     let payload = Payload {
         events: Events {
             unknown: history.unknown_items(),
-            events: events.collect(),
+            events: history.events().map(StoredEvent::from).collect(),
         },
-        items: items.collect(),
+        items: items.into_iter().map(StoredItem::from).collect(),
     };
     let payload = wincode::serialize(&payload)
         .map_err(|e| broken(path, format!("cannot be encoded: {e}")))?;
@@ -92,7 +131,7 @@ pub(crate) fn save<'a>(
         let reason = format!("{} bytes of content, limit is {MAX_PAYLOAD}", payload.len());
         return Err(broken(path, reason));
     }
-    replace_file(path, &frame::wrap(MAGIC, VERSION, &payload))
+    Ok(payload)
 }
 
 /// Loads a snapshot; of one with more than `limit` events, the latest.
@@ -101,33 +140,8 @@ pub(crate) fn save<'a>(
 /// [`Error::Io`], [`Error::Snapshot`], [`Error::UnsupportedSnapshot`],
 /// [`Error::InvalidArgument`] for a bad `limit`.
 pub(crate) fn load(path: &Path, limit: usize) -> Result<(History, Vec<NewItem>)> {
-    let mut history = History::new(limit)?;
     let bytes = frame::read(path, MAX_PAYLOAD)?;
-    let payload = decode(&bytes, path)?;
-    let skip = payload.events.events.len().saturating_sub(limit);
-    for e in payload.events.events.into_iter().skip(skip) {
-        let mut event = Event::new(e.item);
-        event.behavior = Some(e.behavior).filter(|b| !b.is_empty());
-        event.timestamp = e.timestamp;
-        history
-            .push(event)
-            .map_err(|e| broken(path, e.to_string()))?;
-    }
-    let mut items = Vec::new();
-    for i in payload.items {
-        let item = NewItem {
-            key: i.key,
-            features: i.features,
-            attributes: i.attributes,
-        };
-        item.check().map_err(|e| broken(path, e.to_string()))?;
-        items.push(item);
-    }
-    Ok((history.with_unknown(payload.events.unknown), items))
-}
-
-fn decode(bytes: &[u8], path: &Path) -> Result<Payload> {
-    let unwrapped = frame::unwrap(MAGIC, VERSION, MAX_PAYLOAD, bytes);
+    let unwrapped = frame::unwrap(MAGIC, VERSION, MAX_PAYLOAD, &bytes);
     let (version, payload) = unwrapped.map_err(|damage| match damage {
         Damage::Version(got) => Error::UnsupportedSnapshot {
             path: path.to_path_buf(),
@@ -136,6 +150,17 @@ fn decode(bytes: &[u8], path: &Path) -> Result<Payload> {
         },
         Damage::Broken(reason) => broken(path, reason),
     })?;
+    decode(path, version, payload, limit)
+}
+
+/// Reads a payload of a `version` up to the present one.
+pub(crate) fn decode(
+    path: &Path,
+    version: u32,
+    payload: &[u8],
+    limit: usize,
+) -> Result<(History, Vec<NewItem>)> {
+    let mut history = History::new(limit)?;
     // The input itself is at most 64 MiB; wincode bounds preallocation by 4 MiB.
     let payload = match version {
         1 => wincode::deserialize_exact(payload).map(|events| Payload {
@@ -144,10 +169,24 @@ fn decode(bytes: &[u8], path: &Path) -> Result<Payload> {
         }),
         _ => wincode::deserialize_exact(payload),
     };
-    payload.map_err(|e| broken(path, format!("its payload is malformed: {e}")))
+    let payload: Payload =
+        payload.map_err(|e| broken(path, format!("its payload is malformed: {e}")))?;
+    let skip = payload.events.events.len().saturating_sub(limit);
+    for e in payload.events.events.into_iter().skip(skip) {
+        history
+            .push(e.into())
+            .map_err(|e| broken(path, e.to_string()))?;
+    }
+    let mut items = Vec::new();
+    for i in payload.items {
+        let item = NewItem::from(i);
+        item.check().map_err(|e| broken(path, e.to_string()))?;
+        items.push(item);
+    }
+    Ok((history.with_unknown(payload.events.unknown), items))
 }
 
-fn broken(path: &Path, reason: String) -> Error {
+pub(crate) fn broken(path: &Path, reason: String) -> Error {
     Error::Snapshot {
         path: path.to_path_buf(),
         reason,

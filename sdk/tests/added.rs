@@ -364,6 +364,36 @@ fn snapshots_carry_added_items_to_the_next_bundle() {
     assert!(matches!(s.similar("new-1", 1), Err(Error::UnknownItem)));
 }
 
+#[cfg(feature = "store")]
+#[test]
+fn a_durable_session_keeps_added_items() {
+    let shop = Shop::new();
+    let bundle = shop.bundle("b", Scheme::Int8, 0, &[]);
+    let path = shop.folder.path().join("history");
+    let open = || {
+        let options = SessionOptions::default();
+        Session::open(&bundle, &path, options, &tercet::Durability::new()).unwrap()
+    };
+    let item = |key: &str, seed| NewItem::new(key).feature("text", text(seed));
+    let mut s = open();
+    for (key, seed) in [("a", 1), ("b", 2), ("c", 3), ("b", 4)] {
+        s.add_item(item(key, seed)).unwrap();
+    }
+    assert!(s.remove_item("a").unwrap());
+    let (of_b, like) = (text(4), s.similar("b", 3).unwrap());
+    drop(s);
+    let s = open();
+    let want = [("b", true), ("c", true)];
+    assert_eq!(s.added_items().collect::<Vec<_>>(), want);
+    assert_eq!(s.similar("b", 3).unwrap(), like);
+    let data: serde_json::Value = serde_json::from_str(&s.export_user_data().unwrap()).unwrap();
+    let kept = data["added_items"][0]["features"]["text"]
+        .as_array()
+        .unwrap();
+    let kept: Vec<f32> = kept.iter().map(|x| x.as_f64().unwrap() as f32).collect();
+    assert_eq!((&data["added_items"][0]["item"], kept), (&"b".into(), of_b));
+}
+
 #[test]
 fn households_rank_the_items_of_the_bundle() {
     let shop = Shop::new();

@@ -23,10 +23,10 @@ pub use manifest::{
 };
 pub(crate) use map::Content;
 pub use map::LoadMode;
-pub(crate) use write::replace_file;
 pub use write::{BundleWriter, ItemTableBuilder, TensorSpec, TensorWriter};
 #[cfg(feature = "store")]
 pub(crate) use write::{parent, sync_folder};
+pub(crate) use write::{remove_leftovers, replace_file};
 
 use crate::engine::{self, EngineKind, FusionTower, Tower, TowerKind, UserTower};
 use crate::error::{Error, Result};

@@ -282,15 +282,16 @@ fn check_offsets<T: Copy + Into<u64>>(tensor: &str, offsets: &[T], len: usize) -
     if first.into() != 0 {
         return Err(Error::corrupt(tensor, 0, "the first offset is not 0"));
     }
-    // Together with the order: none points beyond the data.
+    let wrong = |w: &[T]| w[0].into() > w[1].into() || w[1].into() > len as u64;
+    if let Some(record) = offsets.windows(2).position(wrong) {
+        let reason = "offsets decrease or point beyond the data";
+        return Err(Error::corrupt(tensor, record, reason));
+    }
     if last.into() != len as u64 {
         let reason = "the last offset is not the end of the data";
         return Err(Error::corrupt(tensor, offsets.len() - 1, reason));
     }
-    match offsets.windows(2).position(|w| w[0].into() > w[1].into()) {
-        Some(record) => Err(Error::corrupt(tensor, record, "offsets decrease")),
-        None => Ok(()),
-    }
+    Ok(())
 }
 
 /// A column of UTF-8 strings: `<prefix>.bytes` and `<prefix>.offsets`.

@@ -951,9 +951,35 @@ pub(crate) fn sync_folder(folder: &Path) -> Result<()> {
     Ok(())
 }
 
+/// How temporary files of [`replace_file`] end.
+const TEMPORARY: &str = ".tmp";
+
+/// Removes what [`replace_file`] left beside `path` when its process ended half-way.
+pub(crate) fn remove_leftovers(path: &Path) -> Result<()> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let start = format!(".{name}.");
+    let entries = match std::fs::read_dir(parent(path)) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        other => other.map_err(|e| Error::io("list", parent(path), e))?,
+    };
+    for entry in entries.flatten() {
+        let found = entry.file_name();
+        let found = found.to_string_lossy();
+        if found.starts_with(&start) && found.ends_with(TEMPORARY) {
+            let path = entry.path();
+            std::fs::remove_file(&path).map_err(|e| Error::io("delete", path, e))?;
+        }
+    }
+    Ok(())
+}
+
 /// Writes `bytes` to a temporary file beside `path`, syncs it and renames it to `path`.
 pub(crate) fn replace_file(path: &Path, bytes: &[u8]) -> Result<()> {
-    let mut file = tempfile::NamedTempFile::new_in(parent(path))
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let mut file = tempfile::Builder::new()
+        .prefix(&format!(".{name}."))
+        .suffix(TEMPORARY)
+        .tempfile_in(parent(path))
         .map_err(|e| Error::io("create a temporary file beside", path, e))?;
     file.write_all(bytes)
         .and_then(|()| file.as_file().sync_all())

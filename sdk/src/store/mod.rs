@@ -45,7 +45,6 @@
 
 mod delta;
 mod intake;
-mod lock;
 mod state;
 
 use std::fmt;
@@ -57,6 +56,7 @@ use sha2::{Digest, Sha256};
 
 use crate::bundle::{Bundle, MANIFEST_FILE, hex, sync_folder};
 use crate::error::{Error, Result};
+use crate::lock::{self, lock_file};
 use delta::Delta;
 pub use delta::{DELTA_FILE, DeltaReport, write_delta};
 pub use intake::SIGNATURE_FILE;
@@ -541,15 +541,6 @@ impl BundleStore {
             Err(e) => Err(Error::io("lock", &path, e)),
         }
     }
-}
-
-fn lock_file(path: &Path) -> Result<File> {
-    File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(path)
-        .map_err(|e| Error::io("open", path, e))
 }
 
 /// Errors that say more about the moment than about the bundle.

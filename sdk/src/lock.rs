@@ -2,9 +2,12 @@
 
 use std::fs::File;
 use std::io;
+use std::path::Path;
+
+use crate::error::{Error, Result};
 
 /// Waits for a lock that excludes others of either kind (`exclusive`) or the exclusive ones.
-pub(super) fn wait(file: &File, exclusive: bool) -> io::Result<()> {
+pub(crate) fn wait(file: &File, exclusive: bool) -> io::Result<()> {
     loop {
         match lock(file, exclusive, true) {
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
@@ -14,7 +17,7 @@ pub(super) fn wait(file: &File, exclusive: bool) -> io::Result<()> {
 }
 
 /// Whether an exclusive lock could be had at once.
-pub(super) fn try_exclusive(file: &File) -> io::Result<bool> {
+pub(crate) fn try_exclusive(file: &File) -> io::Result<bool> {
     lock(file, true, false)
 }
 
@@ -54,4 +57,14 @@ fn lock(file: &File, exclusive: bool, wait: bool) -> io::Result<bool> {
         Err(std::fs::TryLockError::WouldBlock) => Ok(false),
         Err(std::fs::TryLockError::Error(e)) => Err(e),
     }
+}
+
+/// Opens the file that is locked in place of another one, which may be replaced.
+pub(crate) fn lock_file(path: &Path) -> Result<File> {
+    File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(path)
+        .map_err(|e| Error::io("open", path, e))
 }
