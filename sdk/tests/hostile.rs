@@ -728,20 +728,28 @@ fn modality_shares_of_another_width() {
 /// Inputs that a fuzzer found worth keeping, and damaged copies of good files.
 #[test]
 fn saved_fuzz_inputs_and_mutations_never_panic() {
-    let saved = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fuzz/inputs/table");
-    let mut inputs: Vec<Vec<u8>> = std::fs::read_dir(saved)
-        .unwrap()
-        .map(|entry| std::fs::read(entry.unwrap().path()).unwrap())
-        .collect();
-    assert!(!inputs.is_empty());
+    let saved = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fuzz/inputs");
+    let mut inputs = common::fuzz::good_inputs();
+    let targets: Vec<&str> = inputs.iter().map(|(t, _)| *t).chain(["table"]).collect();
+    for target in targets {
+        let folder = saved.join(target);
+        let kept = std::fs::read_dir(&folder).unwrap();
+        let kept = kept.map(|entry| std::fs::read(entry.unwrap().path()).unwrap());
+        let before = inputs.len();
+        inputs.extend(kept.map(|input| (target, input)));
+        assert!(inputs.len() > before, "{}", folder.display());
+    }
     for (i, scheme) in Scheme::ALL.into_iter().enumerate() {
         let v = Victim::partitioned(scheme);
         let good = std::fs::read(v.items()).unwrap();
-        inputs.push([&[i as u8, 3], good.as_slice()].concat());
+        inputs.push(("table", [&[i as u8, 3], good.as_slice()].concat()));
     }
     let mut rng = common::Rng(1);
-    for input in &inputs {
-        common::fuzz::table(input);
+    for (target, input) in &inputs {
+        common::fuzz::run(target, input);
+        if input.is_empty() {
+            continue;
+        }
         for _ in 0..40 {
             let mut bad = input.clone();
             for _ in 0..=rng.next() % 6 {
@@ -752,7 +760,17 @@ fn saved_fuzz_inputs_and_mutations_never_panic() {
                     _ => 0xff,
                 };
             }
-            common::fuzz::table(&bad);
+            common::fuzz::run(target, &bad);
         }
+    }
+}
+
+#[test]
+#[ignore = "writes the first inputs of a fuzzer to TERCET_FUZZ_INPUTS"]
+fn first_fuzz_inputs() {
+    let folder = std::env::var("TERCET_FUZZ_INPUTS").unwrap();
+    for (i, (target, input)) in common::fuzz::good_inputs().into_iter().enumerate() {
+        let path = Path::new(&folder).join(target).join(format!("good-{i}"));
+        std::fs::write(path, input).unwrap();
     }
 }

@@ -5,6 +5,7 @@
 use libfuzzer_sys::fuzz_target;
 
 #[path = "../../../sdk/tests/common/fuzz.rs"]
+#[allow(dead_code)]
 mod bodies;
 
 fuzz_target!(|input: &[u8]| bodies::table(input));
