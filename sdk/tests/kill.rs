@@ -96,7 +96,8 @@ fn the_process_to_be_killed() {
         }
         "install" => {
             let store = store(&folder, &std::env::var(KEY).unwrap());
-            let present = store.status().unwrap().newest.unwrap_or(0);
+            // Not the newest accepted: that one may only have been staged.
+            let present = store.status().unwrap().current.map_or(0, |b| b.version);
             tell(&"\nat work");
             for version in present + 1..=RELEASES {
                 let delta = folder.join(format!("{version}.delta"));
@@ -107,6 +108,31 @@ fn the_process_to_be_killed() {
                 store.current().unwrap();
             }
             std::thread::sleep(Duration::from_secs(60));
+        }
+        // Writes until nothing more can be written.
+        "fill" => {
+            let bundle = Bundle::open(folder.join("1.tercet")).unwrap();
+            let mut session = open(&bundle, &folder);
+            tell(&"\nat work");
+            for next in 0.. {
+                let event = Event::new(format!("item-{}", next % 40)).at(next);
+                if let Err(error) = session.record(event.clone()) {
+                    assert!(matches!(error, tercet::Error::Io { .. }), "{error}");
+                    // Refused again, and still what it was.
+                    session.record(event).unwrap_err();
+                    assert_eq!(last(&session).map_or(0, |n| n + 1), next as u64);
+                    tell(&next);
+                    return;
+                }
+            }
+        }
+        "store" => {
+            let store = store(&folder, &std::env::var(KEY).unwrap());
+            tell(&"\nat work");
+            let error = store.install(folder.join("2.tercet")).unwrap_err();
+            assert!(matches!(error, tercet::Error::Io { .. }), "{error}");
+            assert_eq!(store.status().unwrap().newest, Some(1));
+            tell(&1);
         }
         other => panic!("{other}"),
     }
@@ -148,6 +174,73 @@ fn release(folder: &Path, keys: &KeyPair, version: u64) -> PathBuf {
     let signature = minisign::sign(None, &keys.sk, manifest.as_slice(), None, None).unwrap();
     std::fs::write(path.join("manifest.json.minisig"), signature.into_string()).unwrap();
     path
+}
+
+/// As [`child`], where no file can grow beyond so many KiB: storage that is full, as far as a
+/// process can tell.
+fn child_with_full_storage(role: &str, folder: &Path, key: &str, kib: u32) -> Child {
+    let test = std::env::current_exe().unwrap();
+    Command::new("bash")
+        .arg("-c")
+        .arg(format!("trap '' XFSZ; ulimit -f {kib}; exec \"$0\" \"$@\""))
+        .arg(test)
+        .args([
+            "--exact",
+            "the_process_to_be_killed",
+            "--ignored",
+            "--nocapture",
+        ])
+        .env(ROLE, role)
+        .env(FOLDER, folder)
+        .env(KEY, key)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::inherit())
+        .spawn()
+        .unwrap()
+}
+
+/// The last number that a process told before it ended by itself.
+fn told(child: Child) -> u64 {
+    let out = child.wait_with_output().unwrap();
+    assert!(out.status.success());
+    let text = String::from_utf8(out.stdout).unwrap();
+    text.lines()
+        .filter_map(|l| l.parse().ok())
+        .next_back()
+        .unwrap()
+}
+
+#[test]
+fn full_storage_refuses_events_and_keeps_the_others() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let keys = KeyPair::generate_unencrypted_keypair().unwrap();
+    let bundle = Bundle::open(release(folder, &keys, 1)).unwrap();
+    let recorded = told(child_with_full_storage("fill", folder, "", 8));
+    assert!(recorded > 50, "{recorded}");
+    let mut session = open(&bundle, folder);
+    assert_eq!(last(&session), Some(recorded - 1));
+    // With room again it goes on.
+    session.record(Event::new("item-1")).unwrap();
+}
+
+#[test]
+fn full_storage_leaves_the_installed_bundle() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let keys = KeyPair::generate_unencrypted_keypair().unwrap();
+    let key = keys.pk.to_base64();
+    let store = store(folder, &key);
+    store.install(release(folder, &keys, 1)).unwrap();
+    release(folder, &keys, 2);
+    assert_eq!(told(child_with_full_storage("store", folder, &key, 1)), 1);
+    assert_eq!(store.current().unwrap().manifest().bundle_version, 1);
+    store.collect().unwrap();
+    let left = std::fs::read_dir(folder.join("store/bundles"))
+        .unwrap()
+        .count();
+    assert_eq!(left, 1);
+    store.install(folder.join("2.tercet")).unwrap();
 }
 
 #[test]
