@@ -252,7 +252,7 @@ impl Journal {
         self.file = file;
         self.next = 1;
         self.bytes = (HEADER + unit.len()) as u64;
-        self.fold_at = self.bytes + self.bytes.max(MIN_CHANGES);
+        self.fold_at = fold_at(HEADER + unit.len());
         self.broken = false;
         sync_folder(parent(&self.path))
     }
@@ -318,12 +318,13 @@ impl Journal {
         self.header = *header;
 
         let mut kept: Option<Kept> = None;
-        let mut next = 0;
+        let (mut next, mut first) = (0, 0);
         while let Some((body, used)) = self.unit(next, rest, sealed)? {
             match &mut kept {
                 None => {
                     let (history, items) = snapshot::decode(&path, number(12), &body, limit)?;
                     kept = Some(Kept { history, items });
+                    first = HEADER + used;
                 }
                 Some(kept) => {
                     let change = wincode::deserialize_exact::<Change>(&body)
@@ -338,7 +339,7 @@ impl Journal {
         let kept = kept.ok_or_else(|| fail("it is truncated"))?;
         self.next = next;
         self.bytes = (bytes.len() - rest.len()) as u64;
-        self.fold_at = self.bytes + MIN_CHANGES;
+        self.fold_at = fold_at(first);
         let mut cut = || -> std::io::Result<()> {
             if !rest.is_empty() {
                 file.set_len(self.bytes)?;
@@ -440,6 +441,11 @@ impl Journal {
     fn authenticated(&self, number: u64) -> Vec<u8> {
         [&self.header[..], &number.to_le_bytes()].concat()
     }
+}
+
+/// Length from which a file is written anew whose snapshot ends at `snapshot`.
+fn fold_at(snapshot: usize) -> u64 {
+    snapshot as u64 + (snapshot as u64).max(MIN_CHANGES)
 }
 
 /// How pressing it is to write the file anew.

@@ -203,6 +203,24 @@ fn the_file_stays_bounded() {
 }
 
 #[test]
+fn the_file_stays_bounded_over_many_short_lives() {
+    let phone = Phone::new();
+    let how = Durability::new().survive_power_loss(false);
+    let options = SessionOptions::default().max_history(20);
+    for life in 0..60 {
+        let mut session = Session::open(&phone.bundle, phone.path(), options, &how).unwrap();
+        for i in 0..100 {
+            session
+                .record(Event::new("item-1").at(life * 100 + i))
+                .unwrap();
+        }
+        drop(session);
+        let length = std::fs::metadata(phone.path()).unwrap().len();
+        assert!(length < 80_000, "{length} after {life}");
+    }
+}
+
+#[test]
 fn encryption_hides_everything_and_needs_its_key() {
     let phone = Phone::new();
     let how = Durability::new().key(KEY);

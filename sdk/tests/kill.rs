@@ -272,7 +272,7 @@ fn killed_while_recording() {
                 recorded = got + 1;
             }
             let length = std::fs::metadata(folder.join("history")).unwrap().len();
-            assert!(length < 300_000, "{length}");
+            assert!(length < 80_000, "{length}");
             before = got;
         }
         println!("{} processes killed after {recorded} events", kills() / 2);
