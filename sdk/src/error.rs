@@ -260,6 +260,14 @@ pub enum Error {
         /// File name of the tower.
         file: String,
     },
+    /// The library of an engine cannot be loaded.
+    #[error("engine library {}: {reason}", path.display())]
+    EngineLibrary {
+        /// The library.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// An engine failed to load or run a tower.
     #[error("tower {file}: {reason}")]
     Engine {

@@ -48,7 +48,11 @@ pub use bundle::{
     TensorWriter,
 };
 pub use diversity::{DiversityMethod, MAX_POOL};
-pub use engine::{EngineKind, Follower, FusionTower, Input, InputData, Tower, UserTower};
+pub use engine::{
+    EngineKind, EngineReport, Follower, FusionTower, Input, InputData, Tower, UserTower,
+};
+#[cfg(feature = "ort")]
+pub use engine::{OnnxRuntime, OnnxRuntimeOptions, Provider};
 pub use error::{Error, Result};
 pub use filter::{Filter, MAX_FILTER_BYTES, MAX_FILTER_DEPTH, MAX_FILTER_TERMS, Selection};
 pub use history::{Event, History, MAX_HISTORY, Recorded};

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use crate::added::{Added, MAX_ADDED, NewItem};
 use crate::bundle::{Bundle, remove_leftovers};
-use crate::engine::{FusionTower, Tower, UserTower};
+use crate::engine::{EngineReport, FusionTower, Tower, UserTower};
 use crate::error::{Error, Result, check_len};
 use crate::explain::{Evidence, MAX_EXAMINED, describe};
 use crate::history::{Event, History, Recorded};
@@ -110,6 +110,28 @@ impl Session {
         let mut session = Self::new(bundle, options)?;
         session.tower = Some(UserTower::new(tower, bundle.manifest(), "(host)"));
         Ok(session)
+    }
+
+    /// A session that uses a tower loaded before: with an engine of choice, say ONNX Runtime.
+    ///
+    /// # Errors
+    /// As [`Session::new`].
+    pub fn with_user_tower(
+        bundle: &Bundle,
+        tower: UserTower,
+        options: SessionOptions,
+    ) -> Result<Self> {
+        let mut session = Self::new(bundle, options)?;
+        session.tower = Some(tower);
+        Ok(session)
+    }
+
+    /// What runs the user tower, which is loaded if it was not yet.
+    ///
+    /// # Errors
+    /// As [`Bundle::load_user_tower`].
+    pub fn engine(&mut self) -> Result<EngineReport> {
+        Ok(self.tower()?.engine())
     }
 
     /// A session with the history and the added items of a snapshot. The snapshot may come from

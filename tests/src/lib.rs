@@ -1,15 +1,10 @@
-//! Fixtures of the suite: small students over small data, and ONNX Runtime behind the trait of the
-//! runtime's engines.
+//! Fixtures of the suite: small students over small data, and ONNX Runtime where there is one.
 #![forbid(unsafe_code)]
 
 use std::error::Error;
-use std::path::Path;
-use std::sync::OnceLock;
 
 use candle_core::{Device, Tensor};
-use ort::environment::Environment;
-use ort::session::Session;
-use tercet::{Input, InputData, Tower};
+use tercet::{OnnxRuntime, OnnxRuntimeOptions};
 use tercet_models::data::{Dataset, HistoryEvent, IdMap, Interaction, ModalityFeatures, Split};
 use tercet_models::rng::{self, Purpose};
 use tercet_models::student::{GRAPH, ModalitySpec, Student, StudentShape};
@@ -146,69 +141,14 @@ pub fn histories(data: &Dataset) -> Vec<Vec<HistoryEvent>> {
         .collect()
 }
 
-/// ONNX Runtime, if the variable `TERCET_ORT_LIB` names its shared library; there can be only one
-/// environment in a process.
+/// ONNX Runtime, if the variable `TERCET_ORT_LIB` names its shared library.
 ///
 /// # Errors
 /// A library that cannot be loaded: a variable that is set is meant.
-pub fn ort_environment() -> Outcome<Option<&'static Environment>> {
-    static ENVIRONMENT: OnceLock<Result<Environment, String>> = OnceLock::new();
+pub fn onnx_runtime() -> Outcome<Option<OnnxRuntime>> {
     let Some(path) = std::env::var_os("TERCET_ORT_LIB") else {
         eprintln!("skipped: set TERCET_ORT_LIB to ONNX Runtime's shared library");
         return Ok(None);
     };
-    let made = ENVIRONMENT.get_or_init(|| {
-        let builder = ort::init_from(&path).map_err(|e| e.to_string())?;
-        builder
-            .with_name("tercet-tests")
-            .build()
-            .map_err(|e| e.to_string())
-    });
-    match made {
-        Ok(environment) => Ok(Some(environment)),
-        Err(e) => Err(format!("{}: {e}", Path::new(&path).display()).into()),
-    }
-}
-
-/// A tower run by ONNX Runtime.
-pub struct OrtTower {
-    session: Session,
-}
-
-impl OrtTower {
-    /// Loads a graph.
-    ///
-    /// # Errors
-    /// Whatever ONNX Runtime says about the file.
-    pub fn load(environment: &Environment, path: &Path) -> Outcome<Self> {
-        let session = Session::builder(environment)?.commit_from_file(path)?;
-        Ok(Self { session })
-    }
-}
-
-impl Tower for OrtTower {
-    fn run(&mut self, inputs: &[Input<'_>]) -> tercet::Result<Vec<f32>> {
-        let mut run = || -> Result<Vec<f32>, ort::Error> {
-            let mut values: Vec<(String, ort::session::SessionInputValue<'_>)> = Vec::new();
-            for input in inputs {
-                let shape = input.shape.to_vec();
-                let value = match input.data {
-                    InputData::F32(x) => {
-                        ort::value::Tensor::from_array((shape, x.to_vec()))?.into()
-                    }
-                    InputData::I64(x) => {
-                        ort::value::Tensor::from_array((shape, x.to_vec()))?.into()
-                    }
-                    _ => continue,
-                };
-                values.push((input.name.to_string(), value));
-            }
-            let outputs = self.session.run(values)?;
-            Ok(outputs[0].try_extract_tensor::<f32>()?.1.to_vec())
-        };
-        run().map_err(|e| tercet::Error::Engine {
-            file: "(ort)".into(),
-            reason: e.to_string(),
-        })
-    }
+    Ok(Some(OnnxRuntime::load(OnnxRuntimeOptions::new(path))?))
 }

@@ -2,14 +2,17 @@
 
 use candle_core::Tensor;
 use tempfile::TempDir;
-use tercet::{Bundle, Event, Input, InputData, Query, Scheme, Session, SessionOptions, Tower};
+use tercet::{
+    Bundle, Error, Event, OnnxRuntime, OnnxRuntimeOptions, Provider, Query, Scheme, Session,
+    SessionOptions,
+};
 use tercet_export::onnx::Weights;
 use tercet_export::verify::{Bounds, Distance};
 use tercet_export::{BundleScorer, ExportOptions, ExportReport, Provenance, export};
 use tercet_models::data::{Dataset, HistoryEvent};
 use tercet_models::eval::{EvalQuery, Scorer};
 use tercet_models::student::Student;
-use tercet_tests::{OrtTower, Outcome, WINDOW, data, histories, ort_environment, student};
+use tercet_tests::{Outcome, WINDOW, data, histories, onnx_runtime, student};
 
 struct Packed {
     _folder: TempDir,
@@ -132,7 +135,7 @@ fn full_precision_keeps_every_ranking() -> Outcome {
 
 #[test]
 fn onnx_runtime_equals_tract() -> Outcome {
-    let Some(environment) = ort_environment()? else {
+    let Some(runtime) = onnx_runtime()? else {
         return Ok(());
     };
     let data = data(60, 200)?;
@@ -144,13 +147,13 @@ fn onnx_runtime_equals_tract() -> Outcome {
         let dim = student.shape.dim;
         let scorer = BundleScorer::new(bundle, &data)?;
         let want = scorer.user_vectors(&views(&histories))?;
-        let mut tower = OrtTower::load(environment, &bundle.path().join("user_tower.onnx"))?;
+        let mut tower = bundle.load_user_tower_on(&runtime)?;
         let mut got = Vec::new();
         for history in &histories {
-            got.extend(run_user(&mut tower, bundle, &[scorer.events(history)])?);
+            got.extend(tower.encode(bundle.table(), &[scorer.events(history)])?);
         }
         let events: Vec<_> = histories.iter().map(|h| scorer.events(h)).collect();
-        let together = run_user(&mut tower, bundle, &events)?;
+        let together = tower.encode(bundle.table(), &events)?;
         for (what, got) in [("batch of 1", &got), ("batch of 5", &together)] {
             let d = Distance::between(got, &want, dim);
             println!(
@@ -159,56 +162,13 @@ fn onnx_runtime_equals_tract() -> Outcome {
             );
             Bounds::of(Weights::F32).check(what, &d)?;
         }
-        fusion(environment, bundle, &student, &data)?;
-        rankings(environment, bundle, &data, &histories)?;
+        fusion(&runtime, bundle, &student, &data)?;
+        rankings(&runtime, bundle, &data, &histories)?;
     }
     Ok(())
 }
 
-/// The documented inputs of the user tower, by hand.
-fn run_user(
-    tower: &mut dyn Tower,
-    bundle: &Bundle,
-    histories: &[Vec<(u32, i64)>],
-) -> Outcome<Vec<f32>> {
-    let (b, d) = (histories.len(), bundle.manifest().dim);
-    let mut items = vec![0f32; b * WINDOW * d];
-    let mut behaviors = vec![0i64; b * WINDOW];
-    let mut mask = vec![0f32; b * WINDOW];
-    for (i, history) in histories.iter().enumerate() {
-        let recent = &history[history.len().saturating_sub(WINDOW)..];
-        for (k, &(row, behavior)) in recent.iter().enumerate() {
-            let at = i * WINDOW + WINDOW - recent.len() + k;
-            items[at * d..(at + 1) * d].copy_from_slice(&bundle.table().vector(row)?);
-            behaviors[at] = behavior;
-            mask[at] = 1.0;
-        }
-    }
-    Ok(tower.run(&[
-        Input {
-            name: "items",
-            shape: &[b, WINDOW, d],
-            data: InputData::F32(&items),
-        },
-        Input {
-            name: "behaviors",
-            shape: &[b, WINDOW],
-            data: InputData::I64(&behaviors),
-        },
-        Input {
-            name: "mask",
-            shape: &[b, WINDOW],
-            data: InputData::F32(&mask),
-        },
-    ])?)
-}
-
-fn fusion(
-    environment: &ort::environment::Environment,
-    bundle: &Bundle,
-    student: &Student,
-    data: &Dataset,
-) -> Outcome {
+fn fusion(runtime: &OnnxRuntime, bundle: &Bundle, student: &Student, data: &Dataset) -> Outcome {
     let ids = [0usize, 1, 7, 8, 199];
     let rows = |name: &str| -> Outcome<Vec<f32>> {
         let f = data.modality(name).ok_or("no such modality")?;
@@ -227,30 +187,14 @@ fn fusion(
     let want = bundle
         .load_fusion_tower()?
         .encode(ids.len(), &views, &present)?;
-    let mut tower = OrtTower::load(environment, &bundle.path().join("fusion_tower.onnx"))?;
+    let mut tower = bundle.load_fusion_tower_on(runtime)?;
     for n in [ids.len(), 1] {
-        let got = tower.run(&[
-            Input {
-                name: "image",
-                shape: &[n, 24],
-                data: InputData::F32(&features[0][..n * 24]),
-            },
-            Input {
-                name: "text",
-                shape: &[n, 40],
-                data: InputData::F32(&features[1][..n * 40]),
-            },
-            Input {
-                name: "graph",
-                shape: &[n, 32],
-                data: InputData::F32(&features[2][..n * 32]),
-            },
-            Input {
-                name: "present",
-                shape: &[n, 3],
-                data: InputData::F32(&present[..n * 3]),
-            },
-        ])?;
+        let views = [
+            &features[0][..n * 24],
+            &features[1][..n * 40],
+            &features[2][..n * 32],
+        ];
+        let got = tower.encode(n, &views, &present[..n * 3])?;
         let d = Distance::between(&got, &want[..n * 32], 32);
         println!("ort against the runtime, fusion tower, batch of {n}: {d:?}");
         Bounds::of(Weights::F32).check("fusion tower", &d)?;
@@ -260,15 +204,14 @@ fn fusion(
 
 /// A whole session on either engine.
 fn rankings(
-    environment: &ort::environment::Environment,
+    runtime: &OnnxRuntime,
     bundle: &Bundle,
     data: &Dataset,
     histories: &[Vec<HistoryEvent>],
 ) -> Outcome {
-    let path = bundle.path().join("user_tower.onnx");
     for history in histories {
-        let tower = OrtTower::load(environment, &path)?;
-        let mut with_ort = Session::with_tower(bundle, Box::new(tower), SessionOptions::default())?;
+        let tower = bundle.load_user_tower_on(runtime)?;
+        let mut with_ort = Session::with_user_tower(bundle, tower, SessionOptions::default())?;
         let mut with_tract = Session::new(bundle, SessionOptions::default())?;
         let mut lists = Vec::new();
         for session in [&mut with_ort, &mut with_tract] {
@@ -288,6 +231,74 @@ fn rankings(
             );
         }
     }
+    Ok(())
+}
+
+/// A GPU on a machine without one, and libraries that are none.
+#[test]
+fn what_cannot_be_used_is_told() -> Outcome {
+    let data = data(60, 200)?;
+    let packed = pack(&student(&data)?, &data, Scheme::Int8, Weights::Int8)?;
+    let bundle = &packed.bundle;
+    let missing = OnnxRuntimeOptions::new("no/libonnxruntime.so");
+    let error = OnnxRuntime::load(missing).unwrap_err();
+    assert!(matches!(error, Error::EngineLibrary { .. }), "{error}");
+    let Some(runtime) = onnx_runtime()? else {
+        return Ok(());
+    };
+    let report = bundle.load_user_tower_on(&runtime)?.engine();
+    assert_eq!((report.engine, &*report.provider), ("onnxruntime", "CPU"));
+    assert!(report.refused.is_empty() && report.version.is_some());
+
+    let path = std::env::var_os("TERCET_ORT_LIB").ok_or("no library")?;
+    let asked = OnnxRuntimeOptions::new(&path)
+        .provider(Provider::TensorRt(0))
+        .provider(Provider::Cuda(0))
+        .provider(Provider::CoreMl)
+        .provider(Provider::Nnapi)
+        .provider(Provider::DirectMl(0))
+        .provider(Provider::OpenVino);
+    let mut tower = bundle.load_user_tower_on(&OnnxRuntime::load(asked.clone())?)?;
+    let report = tower.engine();
+    println!("{report:?}");
+    assert_eq!(report.provider, "CPU");
+    let refused: Vec<&str> = report.refused.iter().map(|(name, _)| &**name).collect();
+    let all = [
+        "TensorRT", "CUDA", "CoreML", "NNAPI", "DirectML", "OpenVINO",
+    ];
+    assert_eq!(refused, all);
+    assert!(report.refused.iter().all(|(_, reason)| !reason.is_empty()));
+    let want = bundle
+        .load_user_tower_on(&runtime)?
+        .encode(bundle.table(), &[[(3, 1)]])?;
+    assert_eq!(tower.encode(bundle.table(), &[[(3, 1)]])?, want);
+
+    let strict = OnnxRuntime::load(asked.strict(true))?;
+    let error = bundle.load_user_tower_on(&strict).err().ok_or("no error")?;
+    assert!(error.to_string().contains("CUDA"), "{error}");
+
+    // One library a process; and one that is none.
+    let folder = tempfile::tempdir()?;
+    let other = folder.path().join("libonnxruntime.so");
+    std::fs::write(&other, b"no library")?;
+    let error = OnnxRuntime::load(OnnxRuntimeOptions::new(&other)).unwrap_err();
+    assert!(error.to_string().contains("already"), "{error}");
+    Ok(())
+}
+
+#[test]
+fn a_graph_that_is_none_is_told() -> Outcome {
+    let Some(runtime) = onnx_runtime()? else {
+        return Ok(());
+    };
+    let data = data(60, 200)?;
+    let packed = pack(&student(&data)?, &data, Scheme::Int8, Weights::Int8)?;
+    let path = packed.bundle.path().join("user_tower.onnx");
+    let length = std::fs::metadata(&path)?.len() as usize;
+    std::fs::write(&path, vec![0x11; length])?;
+    let error = packed.bundle.load_user_tower_on(&runtime).err();
+    let error = error.ok_or("it was loaded")?.to_string();
+    assert!(error.contains("user_tower.onnx"), "{error}");
     Ok(())
 }
 

@@ -28,6 +28,8 @@ pub use write::{BundleWriter, ItemTableBuilder, TensorSpec, TensorWriter};
 pub(crate) use write::{parent, sync_folder};
 pub(crate) use write::{remove_leftovers, replace_file};
 
+#[cfg(feature = "ort")]
+use crate::engine::OnnxRuntime;
 use crate::engine::{self, EngineKind, FusionTower, Tower, TowerKind, UserTower};
 use crate::error::{Error, Result};
 use crate::table::ItemTable;
@@ -218,6 +220,41 @@ impl Bundle {
     pub fn load_fusion_tower_with(&self, engine: EngineKind) -> Result<FusionTower> {
         let (tower, file) = self.load_tower(TowerKind::Fusion, engine)?;
         Ok(FusionTower::new(tower, self.manifest(), file))
+    }
+
+    /// Loads the user tower with ONNX Runtime.
+    ///
+    /// # Errors
+    /// As [`Bundle::load_user_tower_with`].
+    #[cfg(feature = "ort")]
+    pub fn load_user_tower_on(&self, runtime: &OnnxRuntime) -> Result<UserTower> {
+        let (tower, file) = self.load_tower_on(TowerKind::User, runtime)?;
+        Ok(UserTower::new(tower, self.manifest(), file))
+    }
+
+    /// Loads the fusion tower with ONNX Runtime.
+    ///
+    /// # Errors
+    /// As [`Bundle::load_user_tower_with`].
+    #[cfg(feature = "ort")]
+    pub fn load_fusion_tower_on(&self, runtime: &OnnxRuntime) -> Result<FusionTower> {
+        let (tower, file) = self.load_tower_on(TowerKind::Fusion, runtime)?;
+        Ok(FusionTower::new(tower, self.manifest(), file))
+    }
+
+    #[cfg(feature = "ort")]
+    fn load_tower_on(
+        &self,
+        kind: TowerKind,
+        runtime: &OnnxRuntime,
+    ) -> Result<(Box<dyn Tower>, &str)> {
+        // Both ONNX engines read the same file.
+        let file = self.tower_file(kind, EngineKind::Tract);
+        let file = file.ok_or(Error::MissingTower { tower: kind.name() })?;
+        self.check_not_replaced()?;
+        let tower = runtime.tower(kind, &self.0.path.join(file))?;
+        self.check_not_replaced()?;
+        Ok((tower, file))
     }
 
     fn tower_file(&self, kind: TowerKind, engine: EngineKind) -> Option<&str> {

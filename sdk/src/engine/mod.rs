@@ -2,6 +2,8 @@
 
 #[cfg(feature = "compact")]
 mod compact;
+#[cfg(feature = "ort")]
+mod ort;
 #[cfg(feature = "tract")]
 mod tract;
 
@@ -12,6 +14,9 @@ use crate::bundle::Manifest;
 use crate::error::{Error, Result, check_len};
 use crate::id::Row;
 use crate::table::ItemTable;
+
+#[cfg(feature = "ort")]
+pub use self::ort::{OnnxRuntime, OnnxRuntimeOptions, Provider};
 
 /// One named input of a tower.
 #[derive(Debug, Clone, Copy)]
@@ -42,10 +47,40 @@ pub trait Tower: Send {
     /// [`Error::Engine`] if names, types or shapes do not fit the graph, or the engine fails.
     fn run(&mut self, inputs: &[Input<'_>]) -> Result<Vec<f32>>;
 
+    /// What runs it.
+    fn report(&self) -> EngineReport {
+        EngineReport::of("host")
+    }
+
     /// What follows one history event by event, if the engine of a user tower can: then an event
     /// costs the same however long the history is.
     fn follower(&self) -> Option<Box<dyn Follower>> {
         None
+    }
+}
+
+/// What runs a tower, and on what.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct EngineReport {
+    /// `compact`, `tract`, `onnxruntime`, or `host` for a [`Tower`] of the app's own.
+    pub engine: &'static str,
+    /// Version of a library that is not part of this crate.
+    pub version: Option<String>,
+    /// Execution provider: `CPU`, `CUDA`, …
+    pub provider: String,
+    /// Providers that were asked for and could not be used, each with the reason.
+    pub refused: Vec<(String, String)>,
+}
+
+impl EngineReport {
+    fn of(engine: &'static str) -> Self {
+        EngineReport {
+            engine,
+            version: None,
+            provider: "CPU".to_string(),
+            refused: Vec::new(),
+        }
     }
 }
 
@@ -100,7 +135,7 @@ impl TowerKind {
         }
     }
 
-    #[cfg(feature = "tract")]
+    #[cfg(any(feature = "tract", feature = "ort"))]
     fn output(self) -> &'static str {
         match self {
             TowerKind::User => "user_vector",
@@ -205,6 +240,11 @@ impl UserTower {
             window: manifest.window,
             behaviors: manifest.behaviors.len(),
         }
+    }
+
+    /// What runs this tower.
+    pub fn engine(&self) -> EngineReport {
+        self.tower.report()
     }
 
     /// L: events of a history that are looked at, the latest ones.
@@ -387,6 +427,11 @@ impl FusionTower {
                 .map(|m| (m.name.clone(), m.dim))
                 .collect(),
         }
+    }
+
+    /// What runs this tower.
+    pub fn engine(&self) -> EngineReport {
+        self.tower.report()
     }
 
     /// Names and dims of the inputs, in the order `encode` takes them.

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use tract_onnx::prelude::*;
 
-use super::{Input, InputData, Tower, file_name};
+use super::{EngineReport, Input, InputData, Tower, file_name};
 use crate::error::{Error, Result};
 
 type Plan = Arc<TypedRunnableModel>;
@@ -202,6 +202,10 @@ impl Tower for TractTower {
             let view = outputs[0].to_plain_array_view::<f32>()?;
             Ok(view.iter().copied().collect())
         })
+    }
+
+    fn report(&self) -> EngineReport {
+        EngineReport::of("tract")
     }
 }
 

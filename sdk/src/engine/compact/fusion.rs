@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::{Dense, open, refuse};
 use crate::bundle::Modality;
-use crate::engine::{Input, InputData, Tower, file_name};
+use crate::engine::{EngineReport, Input, InputData, Tower, file_name};
 use crate::error::Result;
 
 /// The student's fusion tower: `s = b + Σ_m present_m (x̃_m W_m + b_m)`,
@@ -72,6 +72,10 @@ impl CompactFusionTower {
 }
 
 impl Tower for CompactFusionTower {
+    fn report(&self) -> EngineReport {
+        EngineReport::of("compact")
+    }
+
     fn run(&mut self, inputs: &[Input<'_>]) -> Result<Vec<f32>> {
         let find = |name: &str| {
             let found = inputs.iter().find(|i| i.name == name);

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::{Dense, open, refuse};
-use crate::engine::{Follower, Input, InputData, Tower, file_name};
+use crate::engine::{EngineReport, Follower, Input, InputData, Tower, file_name};
 use crate::error::{Error, Result};
 
 /// Keeps the mean of a head without events at zero; the same number as in training.
@@ -222,6 +222,10 @@ impl Follower for Running {
 }
 
 impl Tower for CompactUserTower {
+    fn report(&self) -> EngineReport {
+        EngineReport::of("compact")
+    }
+
     fn follower(&self) -> Option<Box<dyn Follower>> {
         Some(Box::new(self.0.start()))
     }
