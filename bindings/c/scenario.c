@@ -408,6 +408,32 @@ static tercet_status run(char **words, int count, const char *fixtures, const ch
     return tercet_save(engine, path_of(words[1], fixtures, scratch));
   if (strcmp(verb, "restore") == 0)
     return tercet_restore(engine, path_of(words[1], fixtures, scratch));
+  if (strcmp(verb, "keep") == 0) {
+    unsigned char key[32];
+    size_t size = strcmp(words[2], "short") == 0 ? 5 : sizeof key;
+    const char *path = path_of(words[1], fixtures, scratch);
+    memset(key, atoi(words[2]), sizeof key);
+    status = tercet_keep_in(engine, path, strcmp(words[2], "-") == 0 ? NULL : key, size, 0);
+    if (status != TERCET_STATUS_OK) return status;
+    status = history();
+    if (status == TERCET_STATUS_OK && answer_count == 0) answer("empty");
+    return status;
+  }
+  if (strcmp(verb, "export") == 0) {
+    char data[4096], item[64] = "", behavior[64] = "";
+    const char *at = data;
+    int events = 0;
+    status = tercet_export_user_data(engine, data, sizeof data, NULL);
+    if (status != TERCET_STATUS_OK) return status;
+    while ((at = strstr(at, "\"item\": \"")) != NULL) {
+      if (events++ == 0) sscanf(at, "\"item\": \"%63[^\"]", item);
+      at++;
+    }
+    at = strstr(data, "\"behavior\": \"");
+    if (at != NULL) sscanf(at, "\"behavior\": \"%63[^\"]", behavior);
+    answer("%d\t%s\t%s", events, item, behavior);
+    return TERCET_STATUS_OK;
+  }
   if (strcmp(verb, "erase") == 0) {
     const char *path = path_of(given(words[1]), fixtures, scratch);
     FILE *file = NULL;

@@ -33,7 +33,7 @@
  * Grows with every addition to this interface. A library never loses anything that an earlier
  * number promised; compare with tercet_abi_version().
  */
-#define TERCET_ABI_VERSION 2
+#define TERCET_ABI_VERSION 3
 
 /**
  * Time of an event of which no time is known.
@@ -99,6 +99,10 @@ typedef enum {
    * The buffer is too small; the needed size has been stored. Call again with a larger one.
    */
   TERCET_STATUS_BUFFER_TOO_SMALL = 12,
+  /**
+   * The file is open in another session or process. Close that one first.
+   */
+  TERCET_STATUS_BUSY = 13,
 } tercet_status;
 
 /**
@@ -803,6 +807,36 @@ TERCET_MUST_USE tercet_status tercet_save(tercet_engine *engine, const char *pat
  * Threads: any; calls on one engine's session run one after another.
  */
 TERCET_MUST_USE tercet_status tercet_restore(tercet_engine *engine, const char *path);
+
+/**
+ * From now on keeps history and added items in the file `path`, as they come; what the file holds
+ * takes the place of what the engine has. A file that does not exist is made.
+ *
+ * Once a call that changes something has returned, the change survives the end of the process and,
+ * unless `lazy` is not 0, a loss of power. `key` is NULL, or 32 bytes that encrypt the file: random
+ * ones from the keystore of the platform; they are copied and never stored. One engine at a time
+ * may use a file; others get TERCET_STATUS_BUSY. tercet_erase() deletes it.
+ * Threads: any; calls on one engine's session run one after another.
+ */
+TERCET_MUST_USE
+tercet_status tercet_keep_in(tercet_engine *engine,
+                             const char *path,
+                             const uint8_t *key,
+                             size_t key_size,
+                             int32_t lazy);
+
+/**
+ * Writes everything that is kept of the user as one JSON object with a zero byte behind: events,
+ * added items, and the bundle's name.
+ *
+ * `*needed` (may be NULL) gets the size with the zero byte; TERCET_STATUS_BUFFER_TOO_SMALL if
+ * `capacity` is less. Threads: any; calls on one engine's session run one after another.
+ */
+TERCET_MUST_USE
+tercet_status tercet_export_user_data(tercet_engine *engine,
+                                      char *buffer,
+                                      size_t capacity,
+                                      size_t *needed);
 
 /**
  * Forgets everything about the user, and deletes the file `path` unless that is NULL. A file

@@ -305,6 +305,25 @@ class Engine {
   void verify() const { detail::check(tercet_verify(get())); }
   void save(const std::string &path) const { detail::check(tercet_save(get(), path.c_str())); }
   void restore(const std::string &path) { rethrow(tercet_restore(get(), path.c_str())); }
+
+  /// From now on keeps history and added items in a file, as they come; a key of 32 bytes
+  /// encrypts it.
+  void keep_in(const std::string &path, const std::vector<std::uint8_t> &key = {},
+               bool survive_power_loss = true) {
+    rethrow(tercet_keep_in(get(), path.c_str(), key.empty() ? nullptr : key.data(), key.size(),
+                           survive_power_loss ? 0 : 1));
+  }
+
+  /// Everything that is kept of the user, as a JSON document.
+  std::string export_user_data() const {
+    std::size_t needed = 0;
+    (void)tercet_export_user_data(get(), nullptr, 0, &needed);
+    std::string text(needed, '\0');
+    detail::check(tercet_export_user_data(get(), text.data(), text.size(), &needed));
+    text.resize(needed > 0 ? needed - 1 : 0);
+    return text;
+  }
+
   void erase(const std::optional<std::string> &path = {}) {
     rethrow(tercet_erase(get(), detail::c_str(path)));
   }

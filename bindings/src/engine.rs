@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
-use tercet::{Bundle, LoadMode, OpenOptions, Recorded, Session, SessionOptions};
+use tercet::{Bundle, Durability, LoadMode, OpenOptions, Recorded, Session, SessionOptions};
 
 use crate::error::{HostError, Result};
 use crate::types::{
@@ -301,9 +301,35 @@ impl Engine {
         self.with(|s| s.save(path))
     }
 
+    /// From now on keeps history and added items in a file, as they come; what the file holds takes
+    /// the place of what the engine has. `key` has 32 bytes.
+    pub fn keep_in(&self, path: &str, key: Option<&[u8]>, survive_power_loss: bool) -> Result<()> {
+        let mut how = Durability::new().survive_power_loss(survive_power_loss);
+        if let Some(key) = key {
+            how = how.key(key.try_into().map_err(|_| {
+                HostError::argument(format!("the key has {} bytes, expected 32", key.len()))
+            })?);
+        }
+        let options = self.options;
+        self.change(|s| {
+            *s = Session::open(&s.bundle().clone(), path, options, &how)?;
+            Ok(())
+        })
+    }
+
+    /// Everything that is kept of the user, as a JSON document.
+    pub fn export_user_data(&self) -> Result<String> {
+        self.with(|s| s.export_user_data())
+    }
+
     /// Replaces the history by that of a file; on an error it stays as it was.
     pub fn restore(&self, path: &str) -> Result<()> {
         let options = self.options;
+        if self.with(|s| Ok(s.is_durable()))? {
+            return Err(HostError::argument(
+                "the history is kept in a file of its own, which a snapshot cannot replace",
+            ));
+        }
         self.change(|s| {
             *s = Session::restore(&s.bundle().clone(), path, options)?;
             Ok(())

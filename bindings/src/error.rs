@@ -33,6 +33,9 @@ pub enum Kind {
     Io = 10,
     /// A fault of this library. Close the engine, open it again, report it.
     Internal = 11,
+    /// The file is open in another session or process. Close that one first. (12 is a status of the
+    /// C interface alone.)
+    Busy = 13,
 }
 
 /// A [`Kind`] and a sentence for the developer. The sentence never holds what a user did.
@@ -144,6 +147,7 @@ fn kind(error: &Error) -> Kind {
         // A tower that passed `verify` and still does not run is the bundle's fault.
         Error::Engine { .. } => Kind::CorruptBundle,
         Error::MissingTower { .. } | Error::EngineUnavailable { .. } => Kind::Unsupported,
+        Error::HistoryBusy { .. } | Error::StoreBusy { .. } => Kind::Busy,
         Error::Snapshot { .. } | Error::UnsupportedSnapshot { .. } => Kind::CorruptSnapshot,
         _ => Kind::Internal,
     }

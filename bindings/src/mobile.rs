@@ -66,6 +66,8 @@ errors! {
     Io,
     /// A fault of this library. Close the engine, open it again, report it.
     Internal,
+    /// The file is open in another session or process. Close that one first.
+    Busy,
 }
 
 impl std::fmt::Display for TercetError {
@@ -185,6 +187,24 @@ impl TercetEngine {
     /// Replaces history and added items by those of a file; on an error they stay as they were.
     pub fn restore(&self, path: String) -> Result<()> {
         Ok(self.0.restore(&path)?)
+    }
+
+    /// From now on keeps history and added items in a file, as they come: what is in the file takes
+    /// the place of what the engine has. Once a call that changes something has returned, the
+    /// change survives the end of the process and, if wished, a loss of power. `key` of 32 bytes
+    /// encrypts the file.
+    pub fn keep_in(
+        &self,
+        path: String,
+        key: Option<Vec<u8>>,
+        survive_power_loss: bool,
+    ) -> Result<()> {
+        Ok(self.0.keep_in(&path, key.as_deref(), survive_power_loss)?)
+    }
+
+    /// Everything that is kept of the user, as a JSON document: what users may ask for.
+    pub fn export_user_data(&self) -> Result<String> {
+        Ok(self.0.export_user_data()?)
     }
 
     /// Forgets everything about the user and deletes the file, if given.

@@ -102,6 +102,12 @@ impl Host for Bound {
     fn restore(&mut self, path: &str) -> Result<()> {
         self.engine().restore(path)
     }
+    fn keep_in(&mut self, path: &str, key: Option<&[u8]>) -> Result<()> {
+        self.engine().keep_in(path, key, true)
+    }
+    fn export_user_data(&mut self) -> Result<String> {
+        self.engine().export_user_data()
+    }
     fn erase(&mut self, path: Option<&str>) -> Result<()> {
         self.engine().erase(path)
     }

@@ -181,6 +181,12 @@ impl Session {
         Ok(session)
     }
 
+    /// Whether changes are kept in a file as they come: the session was made by [`Session::open`].
+    #[cfg(feature = "store")]
+    pub fn is_durable(&self) -> bool {
+        self.journal.is_some()
+    }
+
     /// Begins with what a file held.
     fn take_over(&mut self, history: History, items: Vec<NewItem>) -> Result<()> {
         self.history = history;

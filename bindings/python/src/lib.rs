@@ -57,6 +57,7 @@ errors! {
     CorruptBundle CorruptBundleError "The bundle is damaged or incomplete.",
     CorruptSnapshot CorruptSnapshotError "The saved history is damaged or of a newer version.",
     Unsupported UnsupportedError "The bundle or this build lacks what the call needs.",
+    Busy BusyError "The file is open in another session or process.",
     Listener ListenerError "The listener failed; the change stands.",
     Io IoError "The system refused a file operation.",
     Internal InternalError "A fault of the library.",
@@ -588,6 +589,26 @@ impl Session {
     fn restore(&self, py: Python<'_>, path: std::path::PathBuf) -> PyResult<()> {
         let path = unicode(py, &path)?;
         self.change(py, |engine| engine.restore(path))
+    }
+
+    /// From now on keeps history and added items in a file, as they come.
+    #[pyo3(signature = (path, key = None, *, survive_power_loss = true))]
+    fn keep_in(
+        &self,
+        py: Python<'_>,
+        path: std::path::PathBuf,
+        key: Option<Vec<u8>>,
+        survive_power_loss: bool,
+    ) -> PyResult<()> {
+        let path = unicode(py, &path)?;
+        self.change(py, |engine| {
+            engine.keep_in(path, key.as_deref(), survive_power_loss)
+        })
+    }
+
+    /// Everything that is kept of the user, as a JSON document.
+    fn export_user_data(&self, py: Python<'_>) -> PyResult<String> {
+        away(py, || self.engine.export_user_data())
     }
 
     /// Forgets everything about the user and deletes the file, if given.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 from pathlib import Path
 
@@ -132,6 +133,16 @@ class Host:
             self.session.save(self.path(arguments[0]))
         elif verb == "restore":
             self.session.restore(self.path(arguments[0]))
+        elif verb == "keep":
+            key = {"-": None, "short": b"short"}.get(arguments[1])
+            if arguments[1].isdigit():
+                key = bytes([int(arguments[1])] * 32)
+            self.session.keep_in(self.path(arguments[0]), key)
+            return [item for item, _, _ in self.session.history()] or ["empty"]
+        elif verb == "export":
+            data = json.loads(self.session.export_user_data())
+            first = data["events"][0]
+            return [f"{len(data['events'])}\t{first['item']}\t{first['behavior']}"]
         elif verb == "erase":
             snapshot = given(arguments[0])
             file = None if snapshot is None else self.path(snapshot)

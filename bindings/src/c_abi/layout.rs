@@ -6,7 +6,7 @@ use crate::error::Kind;
 
 /// Grows with every addition to this interface. A library never loses anything that an earlier
 /// number promised; compare with tercet_abi_version().
-pub const TERCET_ABI_VERSION: u32 = 2;
+pub const TERCET_ABI_VERSION: u32 = 3;
 
 /// Time of an event of which no time is known.
 pub const TERCET_NO_TIME: i64 = i64::MIN;
@@ -44,6 +44,8 @@ pub enum TercetStatus {
     Internal = 11,
     /// The buffer is too small; the needed size has been stored. Call again with a larger one.
     BufferTooSmall = 12,
+    /// The file is open in another session or process. Close that one first.
+    Busy = 13,
 }
 
 impl From<Kind> for TercetStatus {
@@ -58,6 +60,7 @@ impl From<Kind> for TercetStatus {
             Kind::CorruptSnapshot => TercetStatus::CorruptSnapshot,
             Kind::Unsupported => TercetStatus::Unsupported,
             Kind::Listener => TercetStatus::Listener,
+            Kind::Busy => TercetStatus::Busy,
             Kind::Io => TercetStatus::Io,
             Kind::Internal => TercetStatus::Internal,
         }

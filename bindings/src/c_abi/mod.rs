@@ -59,6 +59,7 @@ pub extern "C" fn tercet_status_name(status: i32) -> *const c_char {
         10 => c"IO",
         11 => c"INTERNAL",
         12 => c"BUFFER_TOO_SMALL",
+        13 => c"BUSY",
         _ => c"UNKNOWN",
     };
     name.as_ptr()
@@ -717,6 +718,63 @@ pub unsafe extern "C" fn tercet_restore(
     })
 }
 
+/// From now on keeps history and added items in the file `path`, as they come; what the file holds
+/// takes the place of what the engine has. A file that does not exist is made.
+///
+/// Once a call that changes something has returned, the change survives the end of the process and,
+/// unless `lazy` is not 0, a loss of power. `key` is NULL, or 32 bytes that encrypt the file: random
+/// ones from the keystore of the platform; they are copied and never stored. One engine at a time
+/// may use a file; others get TERCET_STATUS_BUSY. tercet_erase() deletes it.
+/// Threads: any; calls on one engine's session run one after another.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn tercet_keep_in(
+    engine: *mut TercetEngine,
+    path: *const c_char,
+    key: *const u8,
+    key_size: usize,
+    lazy: i32,
+) -> TercetStatus {
+    call(|| {
+        let engine = find_engine(engine)?;
+        // SAFETY: the caller's promise.
+        let path = unsafe { text("path", path) }?;
+        let key = if key.is_null() {
+            None
+        } else if key_size == KEY_BYTES {
+            // SAFETY: not null; 32 bytes may be read by the caller's promise.
+            Some(unsafe { std::slice::from_raw_parts(key, KEY_BYTES) })
+        } else {
+            let reason = format!("the key has {key_size} bytes, expected {KEY_BYTES}");
+            return Err(HostError::argument(reason).into());
+        };
+        Ok(engine.keep_in(path, key, lazy == 0)?)
+    })
+}
+
+/// Bytes of a key that encrypts a history.
+const KEY_BYTES: usize = 32;
+
+/// Writes everything that is kept of the user as one JSON object with a zero byte behind: events,
+/// added items, and the bundle's name.
+///
+/// `*needed` (may be NULL) gets the size with the zero byte; TERCET_STATUS_BUFFER_TOO_SMALL if
+/// `capacity` is less. Threads: any; calls on one engine's session run one after another.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn tercet_export_user_data(
+    engine: *mut TercetEngine,
+    buffer: *mut c_char,
+    capacity: usize,
+    needed: *mut usize,
+) -> TercetStatus {
+    call(|| {
+        let text = find_engine(engine)?.export_user_data()?;
+        // SAFETY: the caller's promise.
+        unsafe { fill_text(&text, buffer, capacity, needed) }
+    })
+}
+
 /// Forgets everything about the user, and deletes the file `path` unless that is NULL. A file
 /// that does not exist is fine. The memory is cleared even if the file cannot be deleted.
 ///
@@ -798,12 +856,12 @@ mod tests {
 
     #[test]
     fn every_status_has_its_name() {
-        for number in 0..=12 {
+        for number in 0..=13 {
             // SAFETY: static text.
             let name = unsafe { CStr::from_ptr(tercet_status_name(number)) };
             assert_ne!(name, c"UNKNOWN", "{number}");
         }
-        for number in [-1, 13, i32::MAX] {
+        for number in [-1, 14, i32::MAX] {
             // SAFETY: static text.
             let name = unsafe { CStr::from_ptr(tercet_status_name(number)) };
             assert_eq!(name, c"UNKNOWN");

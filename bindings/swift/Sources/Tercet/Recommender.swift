@@ -118,6 +118,23 @@ public final class Recommender: Sendable {
         try await changing { try $0.restore(path: path) }
     }
 
+    /// From now on keeps history and added items in a file, as they come; what the file holds
+    /// takes the place of what is there now. Once a call that changes something has returned, the
+    /// change survives the end of the process and, if wished, a loss of power. A `key` of 32 bytes,
+    /// from the keychain say, encrypts the file.
+    public func keep(
+        in path: String, key: Data? = nil, survivePowerLoss: Bool = true
+    ) async throws {
+        try await changing {
+            try $0.keepIn(path: path, key: key, survivePowerLoss: survivePowerLoss)
+        }
+    }
+
+    /// Everything that is kept of the user, as a JSON document: what users may ask for.
+    public func exportUserData() async throws -> String {
+        try await with { try $0.exportUserData() }
+    }
+
     /// Forgets everything about the user, and deletes the file, if given.
     public func erase(file path: String? = nil) async throws {
         try await changing { try $0.erase(path: path) }

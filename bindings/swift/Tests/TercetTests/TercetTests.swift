@@ -161,6 +161,22 @@ private final class Host {
             try await recommender.save(to: path(words[1]))
         case "restore":
             try await recommender.restore(from: path(words[1]))
+        case "keep":
+            let key: Data? =
+                switch words[2] {
+                case "-": nil
+                case "short": Data("short".utf8)
+                default: Data(repeating: UInt8(words[2]) ?? 0, count: 32)
+                }
+            try await recommender.keep(in: path(words[1]), key: key)
+            let items = try await recommender.history().map(\.item)
+            return items.isEmpty ? ["empty"] : items
+        case "export":
+            let text = try await recommender.exportUserData()
+            let data = try JSONSerialization.jsonObject(with: Data(text.utf8)) as? [String: Any]
+            let events = data?["events"] as? [[String: Any]] ?? []
+            let first = events.first ?? [:]
+            return ["\(events.count)\t\(first["item"] ?? "")\t\(first["behavior"] ?? "")"]
         case "erase":
             let file = given(words[1]).map(path)
             try await recommender.erase(file: file)

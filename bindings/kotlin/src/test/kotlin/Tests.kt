@@ -159,6 +159,21 @@ private class Scenario(private val fixtures: File, private val scratch: File) {
             }
             "save" -> tercet.blocking.save(path(words[1]))
             "restore" -> tercet.blocking.restore(path(words[1]))
+            "keep" -> {
+                val key = when (words[2]) {
+                    "-" -> null
+                    "short" -> "short".toByteArray()
+                    else -> ByteArray(32) { words[2].toByte() }
+                }
+                tercet.blocking.keepIn(path(words[1]), key)
+                return tercet.blocking.history().map { it.item }.ifEmpty { listOf("empty") }
+            }
+            "export" -> {
+                val text = tercet.blocking.exportUserData()
+                val items = Regex("\"item\": \"([^\"]*)\"").findAll(text).map { it.groupValues[1] }.toList()
+                val behavior = Regex("\"behavior\": \"([^\"]*)\"").find(text)!!.groupValues[1]
+                return listOf("${items.size}\t${items[0]}\t$behavior")
+            }
             "erase" -> {
                 val file = given(words[1])?.let { path(it) }
                 tercet.blocking.erase(file)

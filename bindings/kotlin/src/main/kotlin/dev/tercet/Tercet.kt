@@ -89,6 +89,18 @@ public class Tercet private constructor(
     /** Replaces history and added items by those of a file; on an error they stay as they were. */
     public suspend fun restore(path: String): Unit = away { blocking.restore(path) }
 
+    /**
+     * From now on keeps history and added items in a file, as they come; what the file holds takes
+     * the place of what is there now. Once a call that changes something has returned, the change
+     * survives the end of the process and, if wished, a loss of power. A [key] of 32 bytes, from the
+     * Android keystore say, encrypts the file.
+     */
+    public suspend fun keepIn(path: String, key: ByteArray? = null, survivePowerLoss: Boolean = true): Unit =
+        away { blocking.keepIn(path, key, survivePowerLoss) }
+
+    /** Everything that is kept of the user, as a JSON document: what users may ask for. */
+    public suspend fun exportUserData(): String = away { blocking.exportUserData() }
+
     /** Forgets everything about the user, and deletes the file, if given. */
     public suspend fun erase(path: String? = null): Unit = away { blocking.erase(path) }
 
@@ -198,6 +210,14 @@ public class Tercet private constructor(
 
         @Throws(TercetException::class)
         public fun restore(path: String): Unit = changing { engine.restore(path) }
+
+        @JvmOverloads
+        @Throws(TercetException::class)
+        public fun keepIn(path: String, key: ByteArray? = null, survivePowerLoss: Boolean = true): Unit =
+            changing { engine.keepIn(path, key, survivePowerLoss) }
+
+        @Throws(TercetException::class)
+        public fun exportUserData(): String = guarded { engine.exportUserData() }
 
         @JvmOverloads
         @Throws(TercetException::class)
