@@ -858,6 +858,11 @@ public protocol TercetEngineProtocol: AnyObject, Sendable {
     func erase(path: String?) throws
 
     /**
+     * Everything that is kept of the user, as a JSON document: what users may ask for.
+     */
+    func exportUserData() throws  -> String
+
+    /**
      * The events, oldest first.
      */
     func history() throws  -> [Event]
@@ -866,6 +871,14 @@ public protocol TercetEngineProtocol: AnyObject, Sendable {
      * What the bundle is.
      */
     func info() throws  -> Info
+
+    /**
+     * From now on keeps history and added items in a file, as they come: what is in the file takes
+     * the place of what the engine has. Once a call that changes something has returned, the
+     * change survives the end of the process and, if wished, a loss of power. `key` of 32 bytes
+     * encrypts the file.
+     */
+    func keepIn(path: String, key: Data?, survivePowerLoss: Bool) throws
 
     /**
      * An engine for another user over the same bundle, which is not opened again.
@@ -1042,6 +1055,18 @@ open func erase(path: String?)throws   {try rustCallWithError(FfiConverterTypeTe
 }
 
     /**
+     * Everything that is kept of the user, as a JSON document: what users may ask for.
+     */
+open func exportUserData()throws  -> String  {
+    return try  FfiConverterString.lift(try rustCallWithError(FfiConverterTypeTercetError_lift) {
+        uniffiCallStatus in
+    uniffi_tercet_ffi_fn_method_tercetengine_export_user_data(
+            self.uniffiCloneHandle(),uniffiCallStatus
+    )
+})
+}
+
+    /**
      * The events, oldest first.
      */
 open func history()throws  -> [Event]  {
@@ -1063,6 +1088,23 @@ open func info()throws  -> Info  {
             self.uniffiCloneHandle(),uniffiCallStatus
     )
 })
+}
+
+    /**
+     * From now on keeps history and added items in a file, as they come: what is in the file takes
+     * the place of what the engine has. Once a call that changes something has returned, the
+     * change survives the end of the process and, if wished, a loss of power. `key` of 32 bytes
+     * encrypts the file.
+     */
+open func keepIn(path: String, key: Data?, survivePowerLoss: Bool)throws   {try rustCallWithError(FfiConverterTypeTercetError_lift) {
+        uniffiCallStatus in
+    uniffi_tercet_ffi_fn_method_tercetengine_keep_in(
+            self.uniffiCloneHandle(),
+        FfiConverterString.lower(path),
+        FfiConverterOptionData.lower(key),
+        FfiConverterBool.lower(survivePowerLoss),uniffiCallStatus
+    )
+}
 }
 
     /**
@@ -2966,6 +3008,14 @@ enum TercetError: Swift.Error, Equatable, Hashable, Foundation.LocalizedError {
          * For the developer, not for the user.
          */reason: String
     )
+    /**
+     * The file is open in another session or process. Close that one first.
+     */
+    case Busy(
+        /**
+         * For the developer, not for the user.
+         */reason: String
+    )
 
 
 
@@ -3026,6 +3076,9 @@ public struct FfiConverterTypeTercetError: FfiConverterRustBuffer {
             reason: try FfiConverterString.read(from: &buf)
             )
         case 11: return .Internal(
+            reason: try FfiConverterString.read(from: &buf)
+            )
+        case 12: return .Busy(
             reason: try FfiConverterString.read(from: &buf)
             )
 
@@ -3094,6 +3147,11 @@ public struct FfiConverterTypeTercetError: FfiConverterRustBuffer {
             writeInt(&buf, Int32(11))
             FfiConverterString.write(reason, into: &buf)
 
+
+        case let .Busy(reason):
+            writeInt(&buf, Int32(12))
+            FfiConverterString.write(reason, into: &buf)
+
         }
     }
 }
@@ -3156,6 +3214,30 @@ fileprivate struct FfiConverterOptionString: FfiConverterRustBuffer {
         switch try readInt(&buf) as Int8 {
         case 0: return nil
         case 1: return try FfiConverterString.read(from: &buf)
+        default: throw UniffiInternalError.unexpectedOptionalTag
+        }
+    }
+}
+
+#if swift(>=5.8)
+@_documentation(visibility: private)
+#endif
+fileprivate struct FfiConverterOptionData: FfiConverterRustBuffer {
+    typealias SwiftType = Data?
+
+    public static func write(_ value: SwiftType, into buf: inout [UInt8]) {
+        guard let value = value else {
+            writeInt(&buf, Int8(0))
+            return
+        }
+        writeInt(&buf, Int8(1))
+        FfiConverterData.write(value, into: &buf)
+    }
+
+    public static func read(from buf: inout (data: Data, offset: Data.Index)) throws -> SwiftType {
+        switch try readInt(&buf) as Int8 {
+        case 0: return nil
+        case 1: return try FfiConverterData.read(from: &buf)
         default: throw UniffiInternalError.unexpectedOptionalTag
         }
     }
@@ -3573,10 +3655,16 @@ private let initializationResult: InitializationResult = {
     if (uniffi_tercet_ffi_checksum_method_tercetengine_erase() != 25309) {
         return InitializationResult.apiChecksumMismatch
     }
+    if (uniffi_tercet_ffi_checksum_method_tercetengine_export_user_data() != 12998) {
+        return InitializationResult.apiChecksumMismatch
+    }
     if (uniffi_tercet_ffi_checksum_method_tercetengine_history() != 39947) {
         return InitializationResult.apiChecksumMismatch
     }
     if (uniffi_tercet_ffi_checksum_method_tercetengine_info() != 44896) {
+        return InitializationResult.apiChecksumMismatch
+    }
+    if (uniffi_tercet_ffi_checksum_method_tercetengine_keep_in() != 46428) {
         return InitializationResult.apiChecksumMismatch
     }
     if (uniffi_tercet_ffi_checksum_method_tercetengine_new_session() != 14337) {

@@ -309,6 +309,11 @@ RustBuffer uniffi_tercet_ffi_fn_method_tercetengine_added_items(uint64_t ptr, Ru
 void uniffi_tercet_ffi_fn_method_tercetengine_erase(uint64_t ptr, RustBuffer path, RustCallStatus *_Nonnull out_status
 );
 #endif
+#ifndef UNIFFI_FFIDEF_UNIFFI_TERCET_FFI_FN_METHOD_TERCETENGINE_EXPORT_USER_DATA
+#define UNIFFI_FFIDEF_UNIFFI_TERCET_FFI_FN_METHOD_TERCETENGINE_EXPORT_USER_DATA
+RustBuffer uniffi_tercet_ffi_fn_method_tercetengine_export_user_data(uint64_t ptr, RustCallStatus *_Nonnull out_status
+);
+#endif
 #ifndef UNIFFI_FFIDEF_UNIFFI_TERCET_FFI_FN_METHOD_TERCETENGINE_HISTORY
 #define UNIFFI_FFIDEF_UNIFFI_TERCET_FFI_FN_METHOD_TERCETENGINE_HISTORY
 RustBuffer uniffi_tercet_ffi_fn_method_tercetengine_history(uint64_t ptr, RustCallStatus *_Nonnull out_status
@@ -317,6 +322,11 @@ RustBuffer uniffi_tercet_ffi_fn_method_tercetengine_history(uint64_t ptr, RustCa
 #ifndef UNIFFI_FFIDEF_UNIFFI_TERCET_FFI_FN_METHOD_TERCETENGINE_INFO
 #define UNIFFI_FFIDEF_UNIFFI_TERCET_FFI_FN_METHOD_TERCETENGINE_INFO
 RustBuffer uniffi_tercet_ffi_fn_method_tercetengine_info(uint64_t ptr, RustCallStatus *_Nonnull out_status
+);
+#endif
+#ifndef UNIFFI_FFIDEF_UNIFFI_TERCET_FFI_FN_METHOD_TERCETENGINE_KEEP_IN
+#define UNIFFI_FFIDEF_UNIFFI_TERCET_FFI_FN_METHOD_TERCETENGINE_KEEP_IN
+void uniffi_tercet_ffi_fn_method_tercetengine_keep_in(uint64_t ptr, RustBuffer path, RustBuffer key, int8_t survive_power_loss, RustCallStatus *_Nonnull out_status
 );
 #endif
 #ifndef UNIFFI_FFIDEF_UNIFFI_TERCET_FFI_FN_METHOD_TERCETENGINE_NEW_SESSION
@@ -680,6 +690,12 @@ uint16_t uniffi_tercet_ffi_checksum_method_tercetengine_erase(void
 
 );
 #endif
+#ifndef UNIFFI_FFIDEF_UNIFFI_TERCET_FFI_CHECKSUM_METHOD_TERCETENGINE_EXPORT_USER_DATA
+#define UNIFFI_FFIDEF_UNIFFI_TERCET_FFI_CHECKSUM_METHOD_TERCETENGINE_EXPORT_USER_DATA
+uint16_t uniffi_tercet_ffi_checksum_method_tercetengine_export_user_data(void
+
+);
+#endif
 #ifndef UNIFFI_FFIDEF_UNIFFI_TERCET_FFI_CHECKSUM_METHOD_TERCETENGINE_HISTORY
 #define UNIFFI_FFIDEF_UNIFFI_TERCET_FFI_CHECKSUM_METHOD_TERCETENGINE_HISTORY
 uint16_t uniffi_tercet_ffi_checksum_method_tercetengine_history(void
@@ -689,6 +705,12 @@ uint16_t uniffi_tercet_ffi_checksum_method_tercetengine_history(void
 #ifndef UNIFFI_FFIDEF_UNIFFI_TERCET_FFI_CHECKSUM_METHOD_TERCETENGINE_INFO
 #define UNIFFI_FFIDEF_UNIFFI_TERCET_FFI_CHECKSUM_METHOD_TERCETENGINE_INFO
 uint16_t uniffi_tercet_ffi_checksum_method_tercetengine_info(void
+
+);
+#endif
+#ifndef UNIFFI_FFIDEF_UNIFFI_TERCET_FFI_CHECKSUM_METHOD_TERCETENGINE_KEEP_IN
+#define UNIFFI_FFIDEF_UNIFFI_TERCET_FFI_CHECKSUM_METHOD_TERCETENGINE_KEEP_IN
+uint16_t uniffi_tercet_ffi_checksum_method_tercetengine_keep_in(void
 
 );
 #endif

@@ -707,9 +707,13 @@ internal object IntegrityCheckingUniffiLib {
     ): Int
     external fun uniffi_tercet_ffi_checksum_method_tercetengine_erase(
     ): Int
+    external fun uniffi_tercet_ffi_checksum_method_tercetengine_export_user_data(
+    ): Int
     external fun uniffi_tercet_ffi_checksum_method_tercetengine_history(
     ): Int
     external fun uniffi_tercet_ffi_checksum_method_tercetengine_info(
+    ): Int
+    external fun uniffi_tercet_ffi_checksum_method_tercetengine_keep_in(
     ): Int
     external fun uniffi_tercet_ffi_checksum_method_tercetengine_new_session(
     ): Int
@@ -780,10 +784,14 @@ internal object UniffiLib {
     ): RustBuffer.ByValue
     external fun uniffi_tercet_ffi_fn_method_tercetengine_erase(`ptr`: Long,`path`: RustBuffer.ByValue,uniffi_out_err: UniffiRustCallStatus,
     ): Unit
+    external fun uniffi_tercet_ffi_fn_method_tercetengine_export_user_data(`ptr`: Long,uniffi_out_err: UniffiRustCallStatus,
+    ): RustBuffer.ByValue
     external fun uniffi_tercet_ffi_fn_method_tercetengine_history(`ptr`: Long,uniffi_out_err: UniffiRustCallStatus,
     ): RustBuffer.ByValue
     external fun uniffi_tercet_ffi_fn_method_tercetengine_info(`ptr`: Long,uniffi_out_err: UniffiRustCallStatus,
     ): RustBuffer.ByValue
+    external fun uniffi_tercet_ffi_fn_method_tercetengine_keep_in(`ptr`: Long,`path`: RustBuffer.ByValue,`key`: RustBuffer.ByValue,`survivePowerLoss`: Byte,uniffi_out_err: UniffiRustCallStatus,
+    ): Unit
     external fun uniffi_tercet_ffi_fn_method_tercetengine_new_session(`ptr`: Long,uniffi_out_err: UniffiRustCallStatus,
     ): Long
     external fun uniffi_tercet_ffi_fn_method_tercetengine_probe(`ptr`: Long,uniffi_out_err: UniffiRustCallStatus,
@@ -946,10 +954,16 @@ private fun uniffiCheckApiChecksums(lib: IntegrityCheckingUniffiLib) {
     if ((lib.uniffi_tercet_ffi_checksum_method_tercetengine_erase() and 0xFFFF) != 25309) {
         throw RuntimeException("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     }
+    if ((lib.uniffi_tercet_ffi_checksum_method_tercetengine_export_user_data() and 0xFFFF) != 12998) {
+        throw RuntimeException("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
+    }
     if ((lib.uniffi_tercet_ffi_checksum_method_tercetengine_history() and 0xFFFF) != 39947) {
         throw RuntimeException("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     }
     if ((lib.uniffi_tercet_ffi_checksum_method_tercetengine_info() and 0xFFFF) != 44896) {
+        throw RuntimeException("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
+    }
+    if ((lib.uniffi_tercet_ffi_checksum_method_tercetengine_keep_in() and 0xFFFF) != 46428) {
         throw RuntimeException("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     }
     if ((lib.uniffi_tercet_ffi_checksum_method_tercetengine_new_session() and 0xFFFF) != 14337) {
@@ -1822,6 +1836,11 @@ public interface TercetEngineInterface {
     fun `erase`(`path`: kotlin.String?)
 
     /**
+     * Everything that is kept of the user, as a JSON document: what users may ask for.
+     */
+    fun `exportUserData`(): kotlin.String
+
+    /**
      * The events, oldest first.
      */
     fun `history`(): List<Event>
@@ -1830,6 +1849,14 @@ public interface TercetEngineInterface {
      * What the bundle is.
      */
     fun `info`(): Info
+
+    /**
+     * From now on keeps history and added items in a file, as they come: what is in the file takes
+     * the place of what the engine has. Once a call that changes something has returned, the
+     * change survives the end of the process and, if wished, a loss of power. `key` of 32 bytes
+     * encrypts the file.
+     */
+    fun `keepIn`(`path`: kotlin.String, `key`: kotlin.ByteArray?, `survivePowerLoss`: kotlin.Boolean)
 
     /**
      * An engine for another user over the same bundle, which is not opened again.
@@ -2059,6 +2086,23 @@ open class TercetEngine: Disposable, AutoCloseable, TercetEngineInterface
 
 
     /**
+     * Everything that is kept of the user, as a JSON document: what users may ask for.
+     */
+    @Throws(TercetException::class)override fun `exportUserData`(): kotlin.String {
+            return FfiConverterString.lift(
+    callWithHandle {
+    uniffiRustCallWithError(TercetException) { _status ->
+    UniffiLib.uniffi_tercet_ffi_fn_method_tercetengine_export_user_data(
+        it,
+        _status)
+}
+    }
+    )
+    }
+
+
+
+    /**
      * The events, oldest first.
      */
     @Throws(TercetException::class)override fun `history`(): List<Event> {
@@ -2089,6 +2133,28 @@ open class TercetEngine: Disposable, AutoCloseable, TercetEngineInterface
     }
     )
     }
+
+
+
+    /**
+     * From now on keeps history and added items in a file, as they come: what is in the file takes
+     * the place of what the engine has. Once a call that changes something has returned, the
+     * change survives the end of the process and, if wished, a loss of power. `key` of 32 bytes
+     * encrypts the file.
+     */
+    @Throws(TercetException::class)override fun `keepIn`(`path`: kotlin.String, `key`: kotlin.ByteArray?, `survivePowerLoss`: kotlin.Boolean)
+        =
+    callWithHandle {
+    uniffiRustCallWithError(TercetException) { _status ->
+    UniffiLib.uniffi_tercet_ffi_fn_method_tercetengine_keep_in(
+        it,
+
+        FfiConverterString.lower(`path`),
+        FfiConverterOptionalByteArray.lower(`key`),
+        FfiConverterBoolean.lower(`survivePowerLoss`),_status)
+}
+    }
+
 
 
 
@@ -3636,6 +3702,20 @@ sealed class TercetException: kotlin.Exception() {
             get() = "reason=${ `reason` }"
     }
 
+    /**
+     * The file is open in another session or process. Close that one first.
+     */
+    class Busy(
+
+        /**
+         * For the developer, not for the user.
+         */
+        val `reason`: kotlin.String
+        ) : TercetException() {
+        override val message
+            get() = "reason=${ `reason` }"
+    }
+
 
 
 
@@ -3686,6 +3766,9 @@ public object FfiConverterTypeTercetError : FfiConverterRustBuffer<TercetExcepti
                 FfiConverterString.read(buf),
                 )
             11 -> TercetException.Internal(
+                FfiConverterString.read(buf),
+                )
+            12 -> TercetException.Busy(
                 FfiConverterString.read(buf),
                 )
             else -> throw RuntimeException("invalid error enum value, something is very wrong!!")
@@ -3749,6 +3832,11 @@ public object FfiConverterTypeTercetError : FfiConverterRustBuffer<TercetExcepti
                 4UL
                 + FfiConverterString.allocationSize(value.`reason`)
             )
+            is TercetException.Busy -> (
+                // Add the size for the Int that specifies the variant plus the size needed for all fields
+                4UL
+                + FfiConverterString.allocationSize(value.`reason`)
+            )
         }
     }
 
@@ -3806,6 +3894,11 @@ public object FfiConverterTypeTercetError : FfiConverterRustBuffer<TercetExcepti
             }
             is TercetException.Internal -> {
                 buf.putInt(11)
+                FfiConverterString.write(value.`reason`, buf)
+                Unit
+            }
+            is TercetException.Busy -> {
+                buf.putInt(12)
                 FfiConverterString.write(value.`reason`, buf)
                 Unit
             }
@@ -3874,6 +3967,38 @@ public object FfiConverterOptionalString: FfiConverterRustBuffer<kotlin.String?>
         } else {
             buf.put(1)
             FfiConverterString.write(value, buf)
+        }
+    }
+}
+
+
+
+
+/**
+ * @suppress
+ */
+public object FfiConverterOptionalByteArray: FfiConverterRustBuffer<kotlin.ByteArray?> {
+    override fun read(buf: ByteBuffer): kotlin.ByteArray? {
+        if (buf.get().toInt() == 0) {
+            return null
+        }
+        return FfiConverterByteArray.read(buf)
+    }
+
+    override fun allocationSize(value: kotlin.ByteArray?): ULong {
+        if (value == null) {
+            return 1UL
+        } else {
+            return 1UL + FfiConverterByteArray.allocationSize(value)
+        }
+    }
+
+    override fun write(value: kotlin.ByteArray?, buf: ByteBuffer) {
+        if (value == null) {
+            buf.put(0)
+        } else {
+            buf.put(1)
+            FfiConverterByteArray.write(value, buf)
         }
     }
 }
