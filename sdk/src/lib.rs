@@ -8,6 +8,7 @@ compile_error!(
     "bundles are little-endian and read in place; big-endian machines are not supported"
 );
 
+mod adapt;
 mod added;
 mod batch;
 mod blend;
@@ -42,6 +43,7 @@ mod table;
 mod topk;
 mod user_data;
 
+pub use adapt::{Feedback, MAX_FEEDBACK};
 pub use added::{Added, MAX_ADDED, NewItem};
 pub use bundle::{
     Bundle, BundleWriter, ItemTableBuilder, LoadMode, Manifest, OpenOptions, TensorSpec,

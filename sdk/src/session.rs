@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use crate::adapt::Adaptation;
 use crate::added::{Added, MAX_ADDED, NewItem};
 use crate::bundle::{Bundle, remove_leftovers};
 use crate::engine::{EngineReport, FusionTower, Tower, UserTower};
@@ -25,11 +26,16 @@ pub struct SessionOptions {
     /// Most events kept, 1 to 4096; default 512. Items of kept events count as seen; the
     /// tower looks at the latest `window` events of known items.
     pub max_history: usize,
+    /// Whether the session learns from [`Session::feedback`]; default no.
+    pub adapt: bool,
 }
 
 impl Default for SessionOptions {
     fn default() -> Self {
-        SessionOptions { max_history: 512 }
+        SessionOptions {
+            max_history: 512,
+            adapt: false,
+        }
     }
 }
 
@@ -37,6 +43,12 @@ impl SessionOptions {
     /// Sets the number of events kept.
     pub fn max_history(mut self, events: usize) -> Self {
         self.max_history = events;
+        self
+    }
+
+    /// Sets whether the session learns from [`Session::feedback`].
+    pub fn adapt(mut self, yes: bool) -> Self {
+        self.adapt = yes;
         self
     }
 }
@@ -59,6 +71,8 @@ pub struct Session {
     /// Where changes are kept, in a durable session.
     #[cfg(feature = "store")]
     journal: Option<Journal>,
+    /// Of a session that learns from feedback.
+    pub(crate) adaptation: Option<Adaptation>,
 }
 
 /// An added item, and its vector if the bundle's fusion tower can make one.
@@ -83,6 +97,10 @@ impl Session {
     /// # Errors
     /// [`Error::InvalidArgument`] for bad options.
     pub fn new(bundle: &Bundle, options: SessionOptions) -> Result<Self> {
+        let adaptation = match options.adapt {
+            true => Some(Adaptation::new(bundle.table())?),
+            false => None,
+        };
         Ok(Session {
             bundle: bundle.clone(),
             history: History::new(options.max_history)?,
@@ -94,6 +112,7 @@ impl Session {
             fusion: None,
             #[cfg(feature = "store")]
             journal: None,
+            adaptation,
         })
     }
 
@@ -323,22 +342,34 @@ impl Session {
     /// for the filter as [`ItemTable::select`](crate::ItemTable::select).
     pub fn recommend(&mut self, query: &Query) -> Result<Vec<Recommendation>> {
         let table = self.table.clone();
-        let exclude = self.excluded(query)?;
+        let mut exclude = self.excluded(query)?;
+        if let Some(adaptation) = &self.adaptation
+            && !query.include_seen
+        {
+            exclude.extend(adaptation.disliked());
+        }
         let history: Vec<Row> = self.rows().collect();
         let best = if self.ranks_by_popularity() {
             let mut scores = Popular(table.popularity().unwrap_or_default());
             rank(&table, &mut scores, query, &exclude, &history)?
         } else {
-            let mut scores = Scorer::new(&table, Metric::Score, self.user_vector()?)?;
+            let user = self.ranking_vector()?;
+            let mut scores = Scorer::new(&table, Metric::Score, &user)?;
             rank(&table, &mut scores, query, &exclude, &history)?
         };
         if !query.explain {
             return self.describe(&best, None);
         }
+        let mut parts = self.evidence()?;
+        if let Some(adaptation) = &self.adaptation
+            && !self.ranks_by_popularity()
+        {
+            adaptation.explain(&table, &mut parts)?;
+        }
         let evidence = [Evidence {
             member: 0,
             factor: 1.0,
-            parts: self.evidence()?,
+            parts,
         }];
         self.describe(&best, Some(&evidence))
     }
@@ -432,10 +463,10 @@ impl Session {
         }
         let slices: Vec<&[f32]> = repeated.iter().map(Vec::as_slice).collect();
         let vectors = fusion.encode(items, &slices, &flags)?;
-        let user = self.user_vector()?;
+        let user = self.ranking_vector()?;
         let d = user.len();
-        let all = dot(user, &vectors[..d]);
-        let parts = vectors[d..].chunks_exact(d).map(|v| all - dot(user, v));
+        let all = dot(&user, &vectors[..d]);
+        let parts = vectors[d..].chunks_exact(d).map(|v| all - dot(&user, v));
         Ok(names.into_iter().zip(parts).collect())
     }
 
@@ -457,11 +488,15 @@ impl Session {
         rows.sort_unstable();
         rows.dedup();
         let popularity = table.popularity().filter(|_| self.ranks_by_popularity());
+        let user = match popularity {
+            None if !rows.is_empty() => self.ranking_vector()?,
+            _ => Vec::new(),
+        };
         let mut scored = Vec::with_capacity(rows.len());
         for row in rows {
             let score = match popularity {
                 Some(p) => p.get(row as usize).copied().unwrap_or(0.0),
-                None => table.score(self.user_vector()?, row)?,
+                None => table.score(&user, row)?,
             };
             scored.push(Scored { row, score });
         }
@@ -623,7 +658,11 @@ impl Session {
                 Ok(table.find(&event.item)?.map(|row| (row, behavior)))
             })
             .collect();
-        self.known = known?;
+        let known = known?;
+        if let Some(adaptation) = &mut self.adaptation {
+            adaptation.relink(&table)?;
+        }
+        self.known = known;
         self.table = table;
         self.vector = None;
         if let Some(tower) = &mut self.tower {
@@ -641,8 +680,8 @@ impl Session {
         snapshot::save(path.as_ref(), &self.history, self.added())
     }
 
-    /// Forgets history, added items and the user vector, deletes the file of a durable session, and
-    /// `snapshot` if given. A snapshot that does not exist is not an error. A durable session starts
+    /// Forgets history, feedback, added items and the user vector, deletes the file of a durable session,
+    /// and `snapshot` if given. A snapshot that does not exist is not an error. A durable session starts
     /// a new file with the next change.
     ///
     /// Deleted is not overwritten: whoever can read the raw storage may find traces of a file until
@@ -652,6 +691,7 @@ impl Session {
     /// [`Error::Io`] if the file cannot be deleted; the memory is cleared nevertheless.
     pub fn erase(&mut self, snapshot: Option<&Path>) -> Result<()> {
         self.history.clear();
+        self.forget_feedback();
         self.known = Vec::new();
         self.vector = None;
         self.added = Vec::new();
