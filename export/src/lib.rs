@@ -3,7 +3,8 @@
 //! [`export`] packs the two towers as ONNX ([`onnx`]) and the item vectors as a quantized table,
 //! reopens the result through the runtime, compares it with the student ([`verify()`]) and writes
 //! what it measured into the bundle's model card. [`BundleScorer`] lets
-//! [`evaluate`](tercet_models::eval::evaluate) measure any bundle as a device would run it.
+//! [`evaluate`](tercet_models::eval::evaluate) measure any bundle as a device would run it, and
+//! [`replay()`] tells what learning from the user on the device adds to it.
 #![forbid(unsafe_code)]
 
 mod attribution;
@@ -12,6 +13,7 @@ mod error;
 mod inspect;
 pub mod onnx;
 mod quality;
+pub mod replay;
 mod scorer;
 mod sign;
 pub mod verify;
@@ -20,6 +22,7 @@ pub use bundle::{ExportOptions, ExportReport, Provenance, SkippedAttribute, expo
 pub use error::{Error, Result};
 pub use inspect::{FileReport, InspectReport, TensorReport, inspect};
 pub use quality::TableQuality;
+pub use replay::{ReplayOptions, ReplayReport, replay};
 pub use scorer::BundleScorer;
 pub use sign::{KeyFiles, SigningKey};
 pub use tercet::Scheme;

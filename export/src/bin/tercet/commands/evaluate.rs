@@ -6,11 +6,12 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 use serde::Serialize;
-use tercet_export::BundleScorer;
+use tercet_export::{BundleScorer, ReplayOptions};
 use tercet_models::data::Split;
 use tercet_models::eval::{EvalProtocol, EvalReport, evaluate};
 use tercet_models::run::{self, TrainedRun};
 
+use super::replay;
 use super::shared::{self, Protocol};
 use crate::output;
 
@@ -44,6 +45,17 @@ pub(crate) struct Args {
     /// Override a setting of the run that scoring reads, such as `score_by=id` of odmt. Repeatable.
     #[arg(long = "set", value_name = "KEY=VALUE", conflicts_with = "bundle")]
     set: Vec<String>,
+    /// Replay held-out events in order of time, with and without learning from the user on the
+    /// device: next-event ranking by a session, the first of the cut-offs.
+    #[arg(long, requires = "bundle", conflicts_with = "slices")]
+    replay: bool,
+    /// Items that the replayed app shows at a time; those not chosen are told as skipped. 0: it
+    /// tells nothing of them.
+    #[arg(long, requires = "replay", default_value_t = 10)]
+    shown: usize,
+    /// Training events per user that are learned from before the first one that counts.
+    #[arg(long, requires = "replay", default_value_t = 50)]
+    warm_up: usize,
     #[command(flatten)]
     protocol: Protocol,
     /// cpu, or cuda:N in a build with that feature.
@@ -77,6 +89,15 @@ pub(crate) fn run(args: Args) -> Result<()> {
         slices: args.slices,
         ..args.protocol.parse()?
     };
+    if let (true, Some(bundle)) = (args.replay, &args.bundle) {
+        let mut options = ReplayOptions::default();
+        options.split = protocol.split;
+        options.k = protocol.ks.first().copied().unwrap_or(options.k);
+        options.shown = args.shown;
+        options.warm_up = args.warm_up;
+        let target = args.target_behavior.as_ref();
+        return replay::run(bundle, &args.data, target, &options, args.json);
+    }
     let started = Instant::now();
     let (model, source, result) = if let Some(path) = &args.run {
         let dev = run::device(&args.device)?;

@@ -10,6 +10,7 @@ pub(crate) mod export;
 pub(crate) mod inspect;
 pub(crate) mod key;
 pub(crate) mod recommend;
+mod replay;
 pub(crate) mod shared;
 pub(crate) mod similar;
 pub(crate) mod store;
