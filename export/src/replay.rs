@@ -195,7 +195,7 @@ fn replay_user(
         learning.ranking_vector()?;
         tally.micros.push(started.elapsed().as_secs_f64() * 1e6);
     }
-    learning.forget_feedback();
+    learning.forget_feedback()?;
     tally.restored &= bits(&learning.recommend(&query)?) == bits(&fixed.recommend(&query)?);
     Ok(())
 }

@@ -34,7 +34,11 @@ use crate::blend::sample_rows;
 use crate::error::{Error, Result};
 use crate::history::Recorded;
 use crate::id::{Row, check_key};
+#[cfg(feature = "store")]
+use crate::journal::Change;
 use crate::session::Session;
+#[cfg(feature = "store")]
+use crate::snapshot::StoredFeedback;
 use crate::table::{ItemTable, dot};
 
 /// Most feedbacks that a session keeps; then the oldest makes room.
@@ -78,22 +82,34 @@ struct Given {
     row: Option<Row>,
 }
 
-/// What a session that adapts has learned.
+/// The feedback that a session keeps, and what it has learned from it.
 pub(crate) struct Adaptation {
+    /// Whether rankings follow. If not, what a file brought is kept for a session that learns.
+    active: bool,
     /// Oldest first.
     given: VecDeque<Given>,
-    /// 1 / s².
-    unit: f32,
+    /// 1 / s², once needed.
+    unit: Option<f32>,
     /// Δ; nothing until it is asked for, and after each change.
     shift: Option<Vec<f32>>,
 }
 
 impl Adaptation {
     /// Nothing learned yet.
-    ///
-    /// # Errors
-    /// None that a table which passed its checks can cause.
-    pub(crate) fn new(table: &ItemTable) -> Result<Self> {
+    pub(crate) fn new(active: bool) -> Self {
+        Adaptation {
+            active,
+            given: VecDeque::new(),
+            unit: None,
+            shift: None,
+        }
+    }
+
+    /// 1 / s².
+    fn unit(&mut self, table: &ItemTable) -> Result<f32> {
+        if let Some(unit) = self.unit {
+            return Ok(unit);
+        }
         let mut x = vec![0.0; table.dim()];
         let (mut squares, mut rows) = (0.0f64, 0u32);
         for row in sample_rows(table.len()) {
@@ -102,19 +118,15 @@ impl Adaptation {
             rows += 1;
         }
         let unit = (f64::from(rows) / squares) as f32;
-        Ok(Adaptation {
-            given: VecDeque::new(),
-            // Vectors of zeros, or of a damaged file: nothing can be learned in their space.
-            unit: if unit.is_finite() { unit } else { 0.0 },
-            shift: None,
-        })
+        // Vectors of zeros, or of a damaged file: nothing can be learned in their space.
+        Ok(*self.unit.insert(if unit.is_finite() { unit } else { 0.0 }))
     }
 
     /// Keeps a feedback, in place of the oldest if there are [`MAX_FEEDBACK`]. The time is kept for
     /// the host and for later versions; the order of the calls is what counts.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for an empty or overlong key, [`Error::CorruptTensor`].
+    /// [`Error::CorruptTensor`].
     pub(crate) fn push(
         &mut self,
         table: &ItemTable,
@@ -122,7 +134,6 @@ impl Adaptation {
         feedback: Feedback,
         at: Option<i64>,
     ) -> Result<Recorded> {
-        check_key(item)?;
         let row = table.find(item)?;
         if self.given.len() >= MAX_FEEDBACK {
             self.given.pop_front();
@@ -166,30 +177,34 @@ impl Adaptation {
         self.shift = None;
     }
 
-    /// Rows of the items that the user rejected.
+    /// Rows of the items that the user rejected, if the session learns.
     pub(crate) fn disliked(&self) -> impl Iterator<Item = Row> + '_ {
         let disliked = self
             .given
             .iter()
-            .filter(|g| g.feedback == Feedback::Disliked);
+            .filter(|g| self.active && g.feedback == Feedback::Disliked);
         disliked.filter_map(|g| g.row)
     }
 
     /// Row and factor of the vector per feedback on an item that the table knows, oldest first.
-    fn terms(&self) -> Vec<(Row, f32)> {
+    fn terms(&mut self, table: &ItemTable) -> Result<Vec<(Row, f32)>> {
+        if !self.active || self.given.is_empty() {
+            return Ok(Vec::new());
+        }
+        let unit = self.unit(table)?;
         let mut age = 0.0f32;
         let mut terms = Vec::with_capacity(self.given.len());
         for g in self.given.iter().rev() {
             if let Some(row) = g.row {
                 let decay = libm::exp2f(-age / HALF_LIFE);
-                terms.push((row, g.feedback.weight() * decay * self.unit));
+                terms.push((row, g.feedback.weight() * decay * unit));
             }
             if g.feedback != Feedback::Skipped {
                 age += 1.0;
             }
         }
         terms.reverse();
-        terms
+        Ok(terms)
     }
 
     /// Adds Δ to a user vector.
@@ -197,7 +212,7 @@ impl Adaptation {
     /// # Errors
     /// As [`ItemTable::decode`], for a row that [`Adaptation::relink`] did not look up.
     pub(crate) fn apply(&mut self, table: &ItemTable, user: &mut [f32]) -> Result<()> {
-        if self.given.is_empty() {
+        if !self.active || self.given.is_empty() {
             return Ok(());
         }
         let shift = match self.shift.take() {
@@ -205,7 +220,7 @@ impl Adaptation {
             None => {
                 let mut shift = vec![0.0; user.len()];
                 let mut x = vec![0.0; user.len()];
-                for (row, factor) in self.terms() {
+                for (row, factor) in self.terms(table)? {
                     table.decode(row, &mut x)?;
                     add(&mut shift, factor, &x);
                 }
@@ -221,12 +236,12 @@ impl Adaptation {
     /// # Errors
     /// As [`Adaptation::apply`].
     pub(crate) fn explain(
-        &self,
+        &mut self,
         table: &ItemTable,
         parts: &mut Vec<(Row, Vec<f32>)>,
     ) -> Result<()> {
         let mut x = vec![0.0; table.dim()];
-        for (row, factor) in self.terms() {
+        for (row, factor) in self.terms(table)? {
             table.decode(row, &mut x)?;
             match parts.iter_mut().find(|(r, _)| *r == row) {
                 Some((_, part)) => add(part, factor, &x),
@@ -267,27 +282,35 @@ impl Session {
         feedback: Feedback,
         at: Option<i64>,
     ) -> Result<Recorded> {
-        let table = self.table().clone();
-        match &mut self.adaptation {
-            Some(adaptation) => adaptation.push(&table, item, feedback, at),
-            None => Err(Error::argument(
+        if !self.adaptation.active {
+            return Err(Error::argument(
                 "the session does not learn from feedback: open it with SessionOptions::adapt(true)",
-            )),
+            ));
         }
+        check_key(item)?;
+        let table = self.table().clone();
+        #[cfg(feature = "store")]
+        self.keep(|| Change::Feedback(StoredFeedback::new(item, feedback, at)))?;
+        self.adaptation.push(&table, item, feedback, at)
     }
 
-    /// The feedback that is kept, oldest first: item key, kind and time. Nothing in a session that
-    /// does not adapt.
-    pub fn kept_feedback(&self) -> impl Iterator<Item = (&str, Feedback, Option<i64>)> + '_ {
-        self.adaptation.iter().flat_map(Adaptation::entries)
+    /// The feedback that is kept, oldest first: item key, kind and time.
+    pub fn kept_feedback(
+        &self,
+    ) -> impl ExactSizeIterator<Item = (&str, Feedback, Option<i64>)> + '_ {
+        self.adaptation.entries()
     }
 
     /// Forgets all feedback: rankings are those of the bundle and the history again, bit for bit.
     /// [`Session::erase`] does this too.
-    pub fn forget_feedback(&mut self) {
-        if let Some(adaptation) = &mut self.adaptation {
-            adaptation.clear();
-        }
+    ///
+    /// # Errors
+    /// In a durable session [`Error::Io`], if that could not be kept; nothing is changed then.
+    pub fn forget_feedback(&mut self) -> Result<()> {
+        #[cfg(feature = "store")]
+        self.keep(|| Change::ForgottenFeedback)?;
+        self.adaptation.clear();
+        Ok(())
     }
 
     /// The vector `[D]` that rankings use: [`Session::user_vector`], moved by feedback.
@@ -297,9 +320,7 @@ impl Session {
     pub fn ranking_vector(&mut self) -> Result<Vec<f32>> {
         let mut user = self.user_vector()?.to_vec();
         let table = self.table().clone();
-        if let Some(adaptation) = &mut self.adaptation {
-            adaptation.apply(&table, &mut user)?;
-        }
+        self.adaptation.apply(&table, &mut user)?;
         Ok(user)
     }
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use crate::error::{Error, Result};
 use crate::id::{MAX_KEY_BYTES, MAX_NAME_BYTES, check_key};
-use crate::snapshot;
+use crate::snapshot::{self, Contents};
 
 /// Largest number of events a history can be configured to hold.
 pub const MAX_HISTORY: usize = 4096;
@@ -159,7 +159,7 @@ impl History {
     /// # Errors
     /// [`Error::Io`]; [`Error::Snapshot`] if the events exceed 64 MiB.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
-        snapshot::save(path.as_ref(), self, &[])
+        snapshot::save(path.as_ref(), &Contents::new(self, &[], []))
     }
 
     /// Loads the events of a snapshot; of one longer than `limit`, the latest.
@@ -168,7 +168,7 @@ impl History {
     /// [`Error::Io`], [`Error::Snapshot`], [`Error::UnsupportedSnapshot`],
     /// [`Error::InvalidArgument`] for a bad `limit`.
     pub fn load(path: impl AsRef<Path>, limit: usize) -> Result<Self> {
-        Ok(snapshot::load(path.as_ref(), limit)?.0)
+        Ok(snapshot::load(path.as_ref(), limit)?.history)
     }
 }
 

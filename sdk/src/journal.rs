@@ -33,7 +33,7 @@ use crate::bundle::{parent, sync_folder};
 use crate::error::{Error, Result};
 use crate::history::{Event, History};
 use crate::lock::{self, lock_file};
-use crate::snapshot::{self, StoredEvent, StoredItem, broken};
+use crate::snapshot::{self, Contents, Kept, StoredEvent, StoredFeedback, StoredItem, broken};
 
 const MAGIC: &[u8; 8] = b"TRCTJRNL";
 const VERSION: u32 = 1;
@@ -91,32 +91,31 @@ pub(crate) enum Change {
     Event { event: StoredEvent, unknown: bool },
     Item(StoredItem),
     RemovedItem(String),
-}
-
-/// What a session keeps.
-pub(crate) struct Kept {
-    pub(crate) history: History,
-    pub(crate) items: Vec<NewItem>,
+    Feedback(StoredFeedback),
+    ForgottenFeedback,
 }
 
 impl Kept {
-    fn apply(&mut self, change: Change) -> Result<()> {
+    fn apply(&mut self, change: Change) -> Result<(), String> {
+        let text = |e: Error| e.to_string();
         match change {
             Change::Event { event, unknown } => {
-                self.history.push(Event::from(event))?;
+                self.history.push(Event::from(event)).map_err(text)?;
                 if unknown {
                     self.history.count_unknown();
                 }
             }
             Change::Item(item) => {
                 let item = NewItem::from(item);
-                item.check()?;
+                item.check().map_err(text)?;
                 match self.items.iter_mut().find(|i| i.key == item.key) {
                     Some(old) => *old = item,
                     None => self.items.push(item),
                 }
             }
             Change::RemovedItem(key) => self.items.retain(|i| i.key != key),
+            Change::Feedback(feedback) => self.feedback.push(feedback.read()?),
+            Change::ForgottenFeedback => self.feedback.clear(),
         }
         Ok(())
     }
@@ -174,12 +173,13 @@ impl Journal {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Kept {
                 history: History::new(limit)?,
                 items: Vec::new(),
+                feedback: Vec::new(),
             },
             Err(e) => return Err(Error::io("look at", path, e)),
             Ok(_) => journal.read(limit)?,
         };
         if journal.broken {
-            journal.fold(&kept.history, &kept.items)?;
+            journal.fold(&kept.contents())?;
         }
         Ok((journal, kept))
     }
@@ -217,14 +217,10 @@ impl Journal {
     }
 
     /// Writes the file anew, with everything in its snapshot.
-    pub(crate) fn fold<'a>(
-        &mut self,
-        history: &History,
-        items: impl IntoIterator<Item = &'a NewItem>,
-    ) -> Result<()> {
+    pub(crate) fn fold(&mut self, contents: &Contents) -> Result<()> {
         // If this fails, not again for every event.
         self.fold_at = self.bytes.saturating_mul(2).max(MIN_CHANGES);
-        let payload = snapshot::encode(&self.path, history, items)?;
+        let payload = snapshot::encode(&self.path, contents)?;
         let mut header = [0; HEADER];
         header[..8].copy_from_slice(MAGIC);
         header[8..12].copy_from_slice(&VERSION.to_le_bytes());
@@ -283,8 +279,7 @@ impl Journal {
             .map_err(|e| Error::io("read", &path, e))?;
         if bytes.starts_with(snapshot::MAGIC) {
             // A snapshot of Session::save becomes a journal.
-            let (history, items) = snapshot::load(&path, limit)?;
-            return Ok(Kept { history, items });
+            return snapshot::load(&path, limit);
         }
         if bytes.len() as u64 > MAX_FILE {
             return Err(fail("it is longer than any history"));
@@ -322,8 +317,7 @@ impl Journal {
         while let Some((body, used)) = self.unit(next, rest, sealed)? {
             match &mut kept {
                 None => {
-                    let (history, items) = snapshot::decode(&path, number(12), &body, limit)?;
-                    kept = Some(Kept { history, items });
+                    kept = Some(snapshot::decode(&path, number(12), &body, limit)?);
                     first = HEADER + used;
                 }
                 Some(kept) => {

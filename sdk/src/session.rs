@@ -15,7 +15,7 @@ use crate::journal::{Change, Durability, Journal, Need};
 use crate::ranking::rank;
 use crate::recommendation::{Query, Ranking, Recommendation};
 use crate::search::Popular;
-use crate::snapshot;
+use crate::snapshot::{self, Contents, Kept, StoredFeedback};
 use crate::table::{ItemTable, Metric, OverlayItem, Scorer, dot};
 use crate::topk::{Scored, best_first};
 
@@ -71,8 +71,7 @@ pub struct Session {
     /// Where changes are kept, in a durable session.
     #[cfg(feature = "store")]
     journal: Option<Journal>,
-    /// Of a session that learns from feedback.
-    pub(crate) adaptation: Option<Adaptation>,
+    pub(crate) adaptation: Adaptation,
 }
 
 /// An added item, and its vector if the bundle's fusion tower can make one.
@@ -97,10 +96,6 @@ impl Session {
     /// # Errors
     /// [`Error::InvalidArgument`] for bad options.
     pub fn new(bundle: &Bundle, options: SessionOptions) -> Result<Self> {
-        let adaptation = match options.adapt {
-            true => Some(Adaptation::new(bundle.table())?),
-            false => None,
-        };
         Ok(Session {
             bundle: bundle.clone(),
             history: History::new(options.max_history)?,
@@ -112,7 +107,7 @@ impl Session {
             fusion: None,
             #[cfg(feature = "store")]
             journal: None,
-            adaptation,
+            adaptation: Adaptation::new(options.adapt),
         })
     }
 
@@ -153,7 +148,7 @@ impl Session {
         Ok(self.tower()?.engine())
     }
 
-    /// A session with the history and the added items of a snapshot. The snapshot may come from
+    /// A session with the history, the feedback and the added items of a snapshot. The snapshot may come from
     /// another version of the bundle: keys are looked up anew, a behavior that is gone becomes
     /// `any`, and added items get the vectors that this bundle's fusion tower makes of their
     /// features. Those that it cannot place (another set of modalities, no engine for the tower)
@@ -167,12 +162,11 @@ impl Session {
         options: SessionOptions,
     ) -> Result<Self> {
         let mut session = Self::new(bundle, options)?;
-        let (history, items) = snapshot::load(path.as_ref(), options.max_history)?;
-        session.take_over(history, items)?;
+        session.take_over(snapshot::load(path.as_ref(), options.max_history)?)?;
         Ok(session)
     }
 
-    /// A durable session: its history and added items live in the file at `path`, which is made if
+    /// A durable session: its history, feedback and added items live in the file at `path`, which is made if
     /// there is none. Once a call that changes them has returned, the change is kept, whatever
     /// happens to the process; after a crash the file has the state before or after a change, never
     /// anything between. The file stays bounded: it is rewritten now and then, which is the only
@@ -195,7 +189,7 @@ impl Session {
     ) -> Result<Self> {
         let mut session = Self::new(bundle, options)?;
         let (journal, kept) = Journal::open(path.as_ref(), durability, options.max_history)?;
-        session.take_over(kept.history, kept.items)?;
+        session.take_over(kept)?;
         session.journal = Some(journal);
         Ok(session)
     }
@@ -207,9 +201,12 @@ impl Session {
     }
 
     /// Begins with what a file held.
-    fn take_over(&mut self, history: History, items: Vec<NewItem>) -> Result<()> {
-        self.history = history;
-        for item in items {
+    fn take_over(&mut self, kept: Kept) -> Result<()> {
+        self.history = kept.history;
+        for (item, feedback, at) in kept.feedback {
+            self.adaptation.push(&self.table, &item, feedback, at)?;
+        }
+        for item in kept.items {
             if self.bundle.table().find(&item.key)?.is_some() {
                 continue;
             }
@@ -225,18 +222,22 @@ impl Session {
 
     /// Makes a change last, in a durable session, before it is made.
     #[cfg(feature = "store")]
-    fn keep(&mut self, change: impl FnOnce() -> Change) -> Result<()> {
-        let Some(journal) = &mut self.journal else {
+    pub(crate) fn keep(&mut self, change: impl FnOnce() -> Change) -> Result<()> {
+        let Some(mut journal) = self.journal.take() else {
             return Ok(());
         };
-        let items = self.added.iter().map(|p| &p.item);
-        match journal.wants_folding() {
-            Some(Need::Now) => journal.fold(&self.history, items)?,
-            // Appending does as well, if only there is room for it.
-            Some(Need::Soon) => drop(journal.fold(&self.history, items)),
-            None => {}
-        }
-        journal.append(&change())
+        let folded = match journal.wants_folding() {
+            Some(Need::Now) => journal.fold(&self.contents()),
+            Some(Need::Soon) => {
+                // Appending does as well, if only there is room for it.
+                let _ = journal.fold(&self.contents());
+                Ok(())
+            }
+            None => Ok(()),
+        };
+        let done = folded.and_then(|()| journal.append(&change()));
+        self.journal = Some(journal);
+        done
     }
 
     /// The bundle.
@@ -343,10 +344,8 @@ impl Session {
     pub fn recommend(&mut self, query: &Query) -> Result<Vec<Recommendation>> {
         let table = self.table.clone();
         let mut exclude = self.excluded(query)?;
-        if let Some(adaptation) = &self.adaptation
-            && !query.include_seen
-        {
-            exclude.extend(adaptation.disliked());
+        if !query.include_seen {
+            exclude.extend(self.adaptation.disliked());
         }
         let history: Vec<Row> = self.rows().collect();
         let best = if self.ranks_by_popularity() {
@@ -361,10 +360,8 @@ impl Session {
             return self.describe(&best, None);
         }
         let mut parts = self.evidence()?;
-        if let Some(adaptation) = &self.adaptation
-            && !self.ranks_by_popularity()
-        {
-            adaptation.explain(&table, &mut parts)?;
+        if !self.ranks_by_popularity() {
+            self.adaptation.explain(&table, &mut parts)?;
         }
         let evidence = [Evidence {
             member: 0,
@@ -597,6 +594,16 @@ impl Session {
             .map(|p| (p.item.key.as_str(), p.vector.is_some()))
     }
 
+    /// What a file of this session holds.
+    fn contents(&self) -> Contents {
+        let feedback = self.kept_feedback();
+        Contents::new(
+            &self.history,
+            self.added(),
+            feedback.map(|(item, feedback, at)| StoredFeedback::new(item, feedback, at)),
+        )
+    }
+
     /// The added items.
     pub(crate) fn added(&self) -> impl Iterator<Item = &NewItem> {
         self.added.iter().map(|p| &p.item)
@@ -659,9 +666,7 @@ impl Session {
             })
             .collect();
         let known = known?;
-        if let Some(adaptation) = &mut self.adaptation {
-            adaptation.relink(&table)?;
-        }
+        self.adaptation.relink(&table)?;
         self.known = known;
         self.table = table;
         self.vector = None;
@@ -671,13 +676,13 @@ impl Session {
         Ok(())
     }
 
-    /// Saves history and added items; see [`Session::restore`]. The file is written beside the old
+    /// Saves history, feedback and added items; see [`Session::restore`]. The file is written beside the old
     /// one, synced and renamed.
     ///
     /// # Errors
     /// As [`History::save`].
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
-        snapshot::save(path.as_ref(), &self.history, self.added())
+        snapshot::save(path.as_ref(), &self.contents())
     }
 
     /// Forgets history, feedback, added items and the user vector, deletes the file of a durable session,
@@ -691,7 +696,7 @@ impl Session {
     /// [`Error::Io`] if the file cannot be deleted; the memory is cleared nevertheless.
     pub fn erase(&mut self, snapshot: Option<&Path>) -> Result<()> {
         self.history.clear();
-        self.forget_feedback();
+        self.adaptation.clear();
         self.known = Vec::new();
         self.vector = None;
         self.added = Vec::new();

@@ -116,7 +116,7 @@ fn forgetting_restores_the_static_ranking_to_the_bit() {
         for r in &learnt {
             assert_eq!(r.score, bundle.table().score(&user, r.row).unwrap());
         }
-        s.forget_feedback();
+        s.forget_feedback().unwrap();
         assert_eq!(s.kept_feedback().count(), 0);
         assert_eq!(bits(&s.recommend(&query).unwrap()), bits(&want));
         assert_eq!(s.ranking_vector().unwrap(), vector);
@@ -208,7 +208,7 @@ fn bad_input_changes_nothing() {
         panic!("{refused:?}");
     };
     assert!(reason.contains("SessionOptions::adapt"), "{reason}");
-    closed.forget_feedback();
+    closed.forget_feedback().unwrap();
     assert_eq!(closed.kept_feedback().count(), 0);
     let mut s = session(&bundle, true);
     let want = s.ranking_vector().unwrap();
@@ -232,4 +232,69 @@ fn a_table_of_zeros_teaches_nothing() {
     s.feedback("a", Feedback::Positive, None).unwrap();
     assert_eq!(s.ranking_vector().unwrap(), before);
     assert_eq!(s.rank(&["a", "b"]).unwrap().ranked.len(), 2);
+}
+
+/// Files keep the feedback, also for sessions that do not learn.
+#[test]
+fn feedback_is_part_of_what_is_kept() {
+    let (folder, _, bundle) = bundle(60, Scheme::Int8);
+    let path = folder.path().join("snapshot");
+    let learning = SessionOptions::default().adapt(true);
+    let mut s = session(&bundle, true);
+    for i in 0..5 {
+        let kind = [Feedback::Positive, Feedback::Skipped, Feedback::Disliked][i % 3];
+        s.feedback(&format!("item-{i}"), kind, Some(i as i64))
+            .unwrap();
+    }
+    let kept: Vec<(String, Feedback, Option<i64>)> = s
+        .kept_feedback()
+        .map(|(item, kind, at)| (item.to_string(), kind, at))
+        .collect();
+    s.save(&path).unwrap();
+    let of = |s: &Session| -> Vec<(String, Feedback, Option<i64>)> {
+        s.kept_feedback()
+            .map(|(item, kind, at)| (item.to_string(), kind, at))
+            .collect()
+    };
+    let fixed = Session::restore(&bundle, &path, SessionOptions::default()).unwrap();
+    assert_eq!(of(&fixed), kept);
+    fixed.save(&path).unwrap();
+    assert_eq!(
+        of(&Session::restore(&bundle, &path, learning).unwrap()),
+        kept
+    );
+    let text = s.export_user_data().unwrap();
+    assert!(text.contains("\"feedback\": \"disliked\""), "{text}");
+}
+
+#[cfg(feature = "store")]
+#[test]
+fn a_durable_session_keeps_feedback_until_it_is_forgotten() {
+    let (folder, _, bundle) = bundle(60, Scheme::Int8);
+    let path = folder.path().join("history");
+    let open = |yes| {
+        let options = SessionOptions::default().adapt(yes);
+        Session::open(&bundle, &path, options, &tercet::Durability::new()).unwrap()
+    };
+    let mut s = open(true);
+    s.feedback("item-1", Feedback::Positive, None).unwrap();
+    s.feedback("item-2", Feedback::Disliked, Some(7)).unwrap();
+    drop(s);
+    // One that does not learn keeps it as well.
+    let mut s = open(false);
+    s.record(Event::new("item-3")).unwrap();
+    drop(s);
+    let mut s = open(true);
+    let kept: Vec<_> = s.kept_feedback().collect();
+    assert_eq!(
+        kept,
+        [
+            ("item-1", Feedback::Positive, None),
+            ("item-2", Feedback::Disliked, Some(7))
+        ]
+    );
+    s.forget_feedback().unwrap();
+    drop(s);
+    let s = open(true);
+    assert_eq!((s.kept_feedback().len(), s.history().len()), (0, 1));
 }

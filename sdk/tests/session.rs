@@ -342,12 +342,12 @@ fn damaged_snapshots() {
         );
     }
     let mut newer = good.clone();
-    newer[8] = 3;
+    newer[8] = 4;
     assert!(matches!(
         load(&newer),
         Err(Error::UnsupportedSnapshot {
-            got: 3,
-            supported: 2,
+            got: 4,
+            supported: 3,
             ..
         })
     ));
