@@ -340,6 +340,7 @@ static tercet_status run(char **words, int count, const char *fixtures, const ch
     for (i = 2; i < count; i++) {
       if (strcmp(words[i], "copy") == 0) options.copy = 1;
       else if (strcmp(words[i], "verify") == 0) options.verify = 1;
+      else if (strcmp(words[i], "adapt") == 0) options.adapt = 1;
       else options.max_history = (int32_t)strtol(words[i] + strlen("max_history="), NULL, 10);
     }
     status = tercet_open(path_of(words[1], fixtures, scratch), count > 2 ? &options : NULL, &opened);
@@ -365,6 +366,20 @@ static tercet_status run(char **words, int count, const char *fixtures, const ch
   if (strcmp(verb, "history") == 0) return history();
   if (strcmp(verb, "add") == 0) return add(words, count);
   if (strcmp(verb, "added") == 0) return added();
+  if (strcmp(verb, "feedback") == 0) {
+    int32_t known = -1, kind = TERCET_FEEDBACK_POSITIVE;
+    if (strcmp(words[1], "forget") == 0) {
+      status = tercet_forget_feedback(engine);
+      if (status == TERCET_STATUS_OK) answer("forgotten\theard\t%d", (int)heard);
+      return status;
+    }
+    if (strcmp(words[2], "skipped") == 0) kind = TERCET_FEEDBACK_SKIPPED;
+    if (strcmp(words[2], "disliked") == 0) kind = TERCET_FEEDBACK_DISLIKED;
+    status = tercet_feedback(engine, words[1], kind, TERCET_NO_TIME, &known);
+    if (status == TERCET_STATUS_OK)
+      answer("%s\theard\t%d", known == 1 ? "known" : "unknown", (int)heard);
+    return status;
+  }
   if (strcmp(verb, "remove") == 0) {
     int32_t removed = -1;
     status = tercet_remove_item(engine, words[1], &removed);

@@ -41,6 +41,21 @@
 #define TERCET_NO_TIME INT64_MIN
 
 /**
+ * For tercet_feedback(): chosen, bought, watched to the end, rated well.
+ */
+#define TERCET_FEEDBACK_POSITIVE 0
+
+/**
+ * For tercet_feedback(): shown and passed over.
+ */
+#define TERCET_FEEDBACK_SKIPPED 1
+
+/**
+ * For tercet_feedback(): rejected; the item does not come again.
+ */
+#define TERCET_FEEDBACK_DISLIKED 2
+
+/**
  * What became of a call: TERCET_STATUS_OK or what can be done about it.
  *
  * Numbers never change their meaning. Treat one that this header does not know like
@@ -155,6 +170,10 @@ typedef struct {
    * Not 0: hash every file and check every row first. For once after a download.
    */
   uint8_t verify;
+  /**
+   * Not 0: learn from tercet_feedback().
+   */
+  uint8_t adapt;
 } tercet_options;
 
 /**
@@ -592,6 +611,28 @@ tercet_status tercet_record(tercet_engine *engine,
                             const char *behavior,
                             int64_t timestamp,
                             int32_t *known);
+
+/**
+ * Learns what the user thinks of an item: one of TERCET_FEEDBACK_…, in an engine opened with
+ * `adapt`. Rankings follow. `timestamp` is in seconds since 1970-01-01 UTC, or TERCET_NO_TIME.
+ * `*known` (may be NULL) gets 1 if the bundle has the item; the feedback is kept in both cases. What
+ * the user did is recorded besides.
+ *
+ * Threads: any; calls on one engine's session run one after another.
+ */
+TERCET_MUST_USE
+tercet_status tercet_feedback(tercet_engine *engine,
+                              const char *item,
+                              int32_t feedback,
+                              int64_t timestamp,
+                              int32_t *known);
+
+/**
+ * Forgets all feedback: rankings are again those of the bundle and the history.
+ *
+ * Threads: any; calls on one engine's session run one after another.
+ */
+TERCET_MUST_USE tercet_status tercet_forget_feedback(tercet_engine *engine);
 
 /**
  * Writes the item of event number `index` of the history, oldest first, with a zero byte

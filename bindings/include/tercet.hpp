@@ -45,6 +45,7 @@ struct Options {
   bool copy = false;
   bool verify = false;
   std::int32_t max_history = 0;
+  bool adapt = false;
 };
 
 /// At most so many items per value of an attribute.
@@ -133,6 +134,7 @@ class Engine {
     c.copy = options.copy;
     c.verify = options.verify;
     c.max_history = options.max_history;
+    c.adapt = options.adapt;
     detail::check(tercet_open(path.c_str(), &c, &handle_));
   }
   ~Engine() { tercet_close(&handle_); }
@@ -305,6 +307,18 @@ class Engine {
   void verify() const { detail::check(tercet_verify(get())); }
   void save(const std::string &path) const { detail::check(tercet_save(get(), path.c_str())); }
   void restore(const std::string &path) { rethrow(tercet_restore(get(), path.c_str())); }
+
+  /// Learns what the user thinks of an item, one of TERCET_FEEDBACK_…; whether the bundle knows it.
+  /// Open with `adapt`.
+  bool feedback(const std::string &item, std::int32_t feedback,
+                std::int64_t timestamp = TERCET_NO_TIME) {
+    std::int32_t known = 0;
+    rethrow(tercet_feedback(get(), item.c_str(), feedback, timestamp, &known));
+    return known != 0;
+  }
+
+  /// Forgets all feedback: rankings are again those of the bundle and the history.
+  void forget_feedback() { rethrow(tercet_forget_feedback(get())); }
 
   /// From now on keeps history and added items in a file, as they come; a key of 32 bytes
   /// encrypts it.

@@ -11,7 +11,8 @@ use tercet::{Bundle, Durability, LoadMode, OpenOptions, Recorded, Session, Sessi
 
 use crate::error::{HostError, Result};
 use crate::types::{
-    Added, AddedItem, Event, Info, NewItem, Options, Probe, Query, Ranking, Recommendation, count,
+    Added, AddedItem, Event, Feedback, Info, NewItem, Options, Probe, Query, Ranking,
+    Recommendation, count,
 };
 
 /// Is told when a user's history has changed; gets the number of the change.
@@ -35,10 +36,11 @@ pub struct Engine {
     revision: AtomicI64,
 }
 
-fn session_options(max_history: i32) -> Result<SessionOptions> {
+fn session_options(max_history: i32, adapt: bool) -> Result<SessionOptions> {
+    let options = SessionOptions::default().adapt(adapt);
     Ok(match max_history {
-        0 => SessionOptions::default(),
-        n => SessionOptions::default().max_history(count("max_history", n)?),
+        0 => options,
+        n => options.max_history(count("max_history", n)?),
     })
 }
 
@@ -51,7 +53,7 @@ impl Engine {
     /// Opens the bundle in a folder.
     pub fn open(path: &str, options: &Options) -> Result<Self> {
         caught(|| {
-            let session = session_options(options.max_history)?;
+            let session = session_options(options.max_history, options.adapt)?;
             let mode = match options.copy {
                 true => LoadMode::Read,
                 false => LoadMode::Map,
@@ -65,9 +67,9 @@ impl Engine {
         })
     }
 
-    /// An engine over an open bundle; `max_history` as in [`Options`].
-    pub fn on(bundle: &Bundle, max_history: i32) -> Result<Self> {
-        caught(|| Self::over(bundle.clone(), session_options(max_history)?))
+    /// An engine over an open bundle; `max_history` and `adapt` as in [`Options`].
+    pub fn on(bundle: &Bundle, max_history: i32, adapt: bool) -> Result<Self> {
+        caught(|| Self::over(bundle.clone(), session_options(max_history, adapt)?))
     }
 
     fn over(bundle: Bundle, options: SessionOptions) -> Result<Self> {
@@ -235,6 +237,21 @@ impl Engine {
             });
             Ok(events.collect())
         })
+    }
+
+    /// Learns what the user thinks of an item; returns whether the bundle knows it.
+    pub fn feedback(&self, item: &str, feedback: Feedback, timestamp: Option<i64>) -> Result<bool> {
+        let feedback = match feedback {
+            Feedback::Positive => tercet::Feedback::Positive,
+            Feedback::Skipped => tercet::Feedback::Skipped,
+            Feedback::Disliked => tercet::Feedback::Disliked,
+        };
+        Ok(self.change(|s| s.feedback(item, feedback, timestamp))? == Recorded::Known)
+    }
+
+    /// Forgets all feedback.
+    pub fn forget_feedback(&self) -> Result<()> {
+        self.change(|s| s.forget_feedback())
     }
 
     /// Adds an item that the bundle does not hold.

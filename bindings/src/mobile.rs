@@ -9,7 +9,8 @@ use std::sync::Arc;
 use crate::engine::Engine;
 use crate::error::{HostError, Kind, Result as HostResult};
 use crate::types::{
-    Added, AddedItem, Event, Info, NewItem, Options, Probe, Query, Ranking, Recommendation,
+    Added, AddedItem, Event, Feedback, Info, NewItem, Options, Probe, Query, Ranking,
+    Recommendation,
 };
 
 macro_rules! errors {
@@ -140,6 +141,22 @@ impl TercetEngine {
     /// The events, oldest first.
     pub fn history(&self) -> Result<Vec<Event>> {
         Ok(self.0.history()?)
+    }
+
+    /// Learns what the user thinks of an item, in an engine opened with `adapt`: rankings follow.
+    /// Returns whether the bundle knows the item. What the user did is recorded besides.
+    pub fn feedback(
+        &self,
+        item: String,
+        feedback: Feedback,
+        timestamp: Option<i64>,
+    ) -> Result<bool> {
+        Ok(self.0.feedback(&item, feedback, timestamp)?)
+    }
+
+    /// Forgets all feedback: rankings are again those of the bundle and the history.
+    pub fn forget_feedback(&self) -> Result<()> {
+        Ok(self.0.forget_feedback()?)
     }
 
     /// Adds an item that the bundle does not hold: the bundle's fusion tower makes its vector, and

@@ -19,6 +19,21 @@ pub struct Options {
     /// Most events kept, 1 to 4096; 0 is the default of 512.
     #[cfg_attr(feature = "mobile", uniffi(default = 0))]
     pub max_history: i32,
+    /// Learn from feedback: rankings follow it.
+    #[cfg_attr(feature = "mobile", uniffi(default = false))]
+    pub adapt: bool,
+}
+
+/// What the user thinks of an item.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "mobile", derive(uniffi::Enum))]
+pub enum Feedback {
+    /// Chosen, bought, watched to the end, rated well: more like this.
+    Positive,
+    /// Shown and passed over: a little less like this.
+    Skipped,
+    /// Rejected: less like this, and not this item again.
+    Disliked,
 }
 
 /// A request for recommendations. Only `k` must be given.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
 use tercet_ffi::error::{HostError, Kind, Result};
-use tercet_ffi::types::{Added, Event, NewItem, Options, Query, Recommendation};
+use tercet_ffi::types::{Added, Event, Feedback, NewItem, Options, Query, Recommendation};
 use tercet_ffi::{Engine, engine::Listener};
 use tercet_fixtures::scenario::{Host, answered, perform, steps};
 
@@ -66,6 +66,12 @@ impl Host for Bound {
     }
     fn add(&mut self, item: NewItem) -> Result<Added> {
         self.engine().add_item(item)
+    }
+    fn feedback(&mut self, item: &str, feedback: Feedback) -> Result<bool> {
+        self.engine().feedback(item, feedback, None)
+    }
+    fn forget_feedback(&mut self) -> Result<()> {
+        self.engine().forget_feedback()
     }
     fn remove(&mut self, item: &str) -> Result<bool> {
         self.engine().remove_item(item)

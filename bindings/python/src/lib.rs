@@ -12,8 +12,8 @@ use pyo3::types::PyDict;
 use tercet::{Row, Selection};
 use tercet_ffi::engine::Listener;
 use tercet_ffi::types::{
-    self, Added, AttributeValues, Calibration, Cap, DiversityMethod, Event, Feature, Freshness,
-    NewItem, Options, Query,
+    self, Added, AttributeValues, Calibration, Cap, DiversityMethod, Event, Feature, Feedback,
+    Freshness, NewItem, Options, Query,
 };
 use tercet_ffi::{Engine, HostError, Kind};
 
@@ -152,6 +152,7 @@ impl Bundle {
                 copy,
                 verify,
                 max_history: 0,
+                adapt: false,
             };
             Engine::open(path, &options)
         })?;
@@ -175,9 +176,11 @@ impl Bundle {
     }
 
     /// A user's session.
-    #[pyo3(signature = (*, max_history = 512))]
-    fn session(&self, py: Python<'_>, max_history: i32) -> PyResult<Session> {
-        let engine = away(py, || Engine::on(&self.engine.bundle()?, max_history))?;
+    #[pyo3(signature = (*, max_history = 512, adapt = false))]
+    fn session(&self, py: Python<'_>, max_history: i32, adapt: bool) -> PyResult<Session> {
+        let engine = away(py, || {
+            Engine::on(&self.engine.bundle()?, max_history, adapt)
+        })?;
         Ok(Session {
             engine,
             thrown: Arc::default(),
@@ -589,6 +592,32 @@ impl Session {
     fn restore(&self, py: Python<'_>, path: std::path::PathBuf) -> PyResult<()> {
         let path = unicode(py, &path)?;
         self.change(py, |engine| engine.restore(path))
+    }
+
+    /// Learns what the user thinks of an item: "positive", "skipped" or "disliked".
+    #[pyo3(signature = (item, feedback, timestamp = None))]
+    fn feedback(
+        &self,
+        py: Python<'_>,
+        item: &str,
+        feedback: &str,
+        timestamp: Option<i64>,
+    ) -> PyResult<bool> {
+        let feedback = match feedback {
+            "positive" => Feedback::Positive,
+            "skipped" => Feedback::Skipped,
+            "disliked" => Feedback::Disliked,
+            other => {
+                let reason = format!("feedback is {other:?}: positive, skipped or disliked");
+                return Err(raise(py, HostError::argument(reason)));
+            }
+        };
+        self.change(py, |engine| engine.feedback(item, feedback, timestamp))
+    }
+
+    /// Forgets all feedback.
+    fn forget_feedback(&self, py: Python<'_>) -> PyResult<()> {
+        self.change(py, |engine| engine.forget_feedback())
     }
 
     /// From now on keeps history and added items in a file, as they come.

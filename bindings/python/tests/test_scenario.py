@@ -52,13 +52,15 @@ class Host:
         if verb == "open":
             history = 512
             flags = {"copy": False, "verify": False}
+            adapt = "adapt" in arguments
+            arguments = [word for word in arguments if word != "adapt"]
             for flag in arguments[1:]:
                 if flag in flags:
                     flags[flag] = True
                 else:
                     history = int(flag.partition("=")[2])
             bundle = tercet.open(self.path(arguments[0]), **flags)
-            session = bundle.session(max_history=history)
+            session = bundle.session(max_history=history, adapt=adapt)
             self.bundle, self.session = bundle, session
         elif verb == "close":
             self.session.close()
@@ -86,6 +88,12 @@ class Host:
                     features[name] = [float(x) for x in values.split(",")]
             outcome = self.session.add_item(arguments[0], features, attributes)
             return [f"{outcome}\theard\t{self.heard}"]
+        elif verb == "feedback":
+            if arguments[0] == "forget":
+                self.session.forget_feedback()
+                return [f"forgotten\theard\t{self.heard}"]
+            known = self.session.feedback(arguments[0], arguments[1])
+            return [f"{'known' if known else 'unknown'}\theard\t{self.heard}"]
         elif verb == "remove":
             there = self.session.remove_item(arguments[0])
             return [f"{'removed' if there else 'not there'}\theard\t{self.heard}"]

@@ -93,7 +93,18 @@ pub struct TercetOptions {
     pub copy: u8,
     /// Not 0: hash every file and check every row first. For once after a download.
     pub verify: u8,
+    /// Not 0: learn from tercet_feedback().
+    pub adapt: u8,
 }
+
+/// For tercet_feedback(): chosen, bought, watched to the end, rated well.
+pub const TERCET_FEEDBACK_POSITIVE: i32 = 0;
+
+/// For tercet_feedback(): shown and passed over.
+pub const TERCET_FEEDBACK_SKIPPED: i32 = 1;
+
+/// For tercet_feedback(): rejected; the item does not come again.
+pub const TERCET_FEEDBACK_DISLIKED: i32 = 2;
 
 /// A request for recommendations. Set everything to zero, then `size` to sizeof(tercet_query),
 /// then `k`, then what should differ from the default.

@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use crate::engine::{Engine, Listener};
 use crate::error::{HostError, Kind};
-use crate::types::{Added, Event, Options};
+use crate::types::{Added, Event, Feedback, Options};
 use arguments::{
     LAST_ERROR, call, fill, fill_entries, fill_text, not_null, optional, read_item, read_query,
     sized, text, texts,
@@ -104,6 +104,7 @@ pub unsafe extern "C" fn tercet_open(
             copy: o.copy != 0,
             verify: o.verify != 0,
             max_history: o.max_history,
+            adapt: o.adapt != 0,
         });
         let handle = insert(Object::Engine(Arc::new(Engine::open(path, &options)?)))?;
         // SAFETY: as above.
@@ -295,6 +296,53 @@ pub unsafe extern "C" fn tercet_record(
         }
         Ok(())
     })
+}
+
+/// Learns what the user thinks of an item: one of TERCET_FEEDBACK_…, in an engine opened with
+/// `adapt`. Rankings follow. `timestamp` is in seconds since 1970-01-01 UTC, or TERCET_NO_TIME.
+/// `*known` (may be NULL) gets 1 if the bundle has the item; the feedback is kept in both cases. What
+/// the user did is recorded besides.
+///
+/// Threads: any; calls on one engine's session run one after another.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn tercet_feedback(
+    engine: *mut TercetEngine,
+    item: *const c_char,
+    feedback: i32,
+    timestamp: i64,
+    known: *mut i32,
+) -> TercetStatus {
+    call(|| {
+        let engine = find_engine(engine)?;
+        // SAFETY: the caller's promise.
+        let item = unsafe { text("item", item) }?;
+        let feedback = match feedback {
+            TERCET_FEEDBACK_POSITIVE => Feedback::Positive,
+            TERCET_FEEDBACK_SKIPPED => Feedback::Skipped,
+            TERCET_FEEDBACK_DISLIKED => Feedback::Disliked,
+            other => {
+                let reason = format!("feedback is {other}, see TERCET_FEEDBACK_POSITIVE");
+                return Err(HostError::argument(reason).into());
+            }
+        };
+        let time = (timestamp != TERCET_NO_TIME).then_some(timestamp);
+        let found = engine.feedback(item, feedback, time)?;
+        if !known.is_null() {
+            // SAFETY: not null; may be written by the caller's promise.
+            unsafe { known.write(i32::from(found)) };
+        }
+        Ok(())
+    })
+}
+
+/// Forgets all feedback: rankings are again those of the bundle and the history.
+///
+/// Threads: any; calls on one engine's session run one after another.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn tercet_forget_feedback(engine: *mut TercetEngine) -> TercetStatus {
+    call(|| Ok(find_engine(engine)?.forget_feedback()?))
 }
 
 /// Writes the item of event number `index` of the history, oldest first, with a zero byte

@@ -75,6 +75,7 @@ pub(crate) fn c_abi(input: &[u8]) {
         max_history: input.number() as i32,
         copy: input.byte() % 2,
         verify: input.byte() % 2,
+        adapt: input.byte() % 2,
     };
     // SAFETY: in all that follows pointers are null, or lead to live values of the right type with
     // the sizes given, and texts end with 0; everything else is what the bytes say.
@@ -184,6 +185,10 @@ pub(crate) fn c_abi(input: &[u8]) {
                 12 => {
                     let item = input.text();
                     tercet_remove_item(engine, item.as_ptr(), null_mut())
+                }
+                13 if input.byte() % 2 == 0 => {
+                    let (item, kind) = (input.text(), i32::from(input.byte() % 4));
+                    tercet_feedback(engine, item.as_ptr(), kind, TERCET_NO_TIME, null_mut())
                 }
                 13 => tercet_erase(engine, null()),
                 // A handle that was freed, or never was one: addresses are only compared.

@@ -49,9 +49,9 @@ class Bundle:
         fields["modalities"] = {m["name"]: m["dim"] for m in fields["modalities"]}
         return Info(**fields)
 
-    def session(self, *, max_history: int = 512) -> _native.Session:
+    def session(self, *, max_history: int = 512, adapt: bool = False) -> _native.Session:
         """A user's session, independent of every other."""
-        return self._native.session(max_history=max_history)
+        return self._native.session(max_history=max_history, adapt=adapt)
 
     def verify(self) -> None:
         """Hashes every file and checks every row: once after a download."""

@@ -863,6 +863,17 @@ public protocol TercetEngineProtocol: AnyObject, Sendable {
     func exportUserData() throws  -> String
 
     /**
+     * Learns what the user thinks of an item, in an engine opened with `adapt`: rankings follow.
+     * Returns whether the bundle knows the item. What the user did is recorded besides.
+     */
+    func feedback(item: String, feedback: Feedback, timestamp: Int64?) throws  -> Bool
+
+    /**
+     * Forgets all feedback: rankings are again those of the bundle and the history.
+     */
+    func forgetFeedback() throws
+
+    /**
      * The events, oldest first.
      */
     func history() throws  -> [Event]
@@ -1064,6 +1075,33 @@ open func exportUserData()throws  -> String  {
             self.uniffiCloneHandle(),uniffiCallStatus
     )
 })
+}
+
+    /**
+     * Learns what the user thinks of an item, in an engine opened with `adapt`: rankings follow.
+     * Returns whether the bundle knows the item. What the user did is recorded besides.
+     */
+open func feedback(item: String, feedback: Feedback, timestamp: Int64?)throws  -> Bool  {
+    return try  FfiConverterBool.lift(try rustCallWithError(FfiConverterTypeTercetError_lift) {
+        uniffiCallStatus in
+    uniffi_tercet_ffi_fn_method_tercetengine_feedback(
+            self.uniffiCloneHandle(),
+        FfiConverterString.lower(item),
+        FfiConverterTypeFeedback_lower(feedback),
+        FfiConverterOptionInt64.lower(timestamp),uniffiCallStatus
+    )
+})
+}
+
+    /**
+     * Forgets all feedback: rankings are again those of the bundle and the history.
+     */
+open func forgetFeedback()throws   {try rustCallWithError(FfiConverterTypeTercetError_lift) {
+        uniffiCallStatus in
+    uniffi_tercet_ffi_fn_method_tercetengine_forget_feedback(
+            self.uniffiCloneHandle(),uniffiCallStatus
+    )
+}
 }
 
     /**
@@ -2243,6 +2281,10 @@ public struct Options: Equatable, Hashable {
      * Most events kept, 1 to 4096; 0 is the default of 512.
      */
     public let maxHistory: Int32
+    /**
+     * Learn from feedback: rankings follow it.
+     */
+    public let adapt: Bool
 
     // Default memberwise initializers are never public by default, so we
     // declare one manually.
@@ -2256,10 +2298,14 @@ public struct Options: Equatable, Hashable {
          */verify: Bool = false,
         /**
          * Most events kept, 1 to 4096; 0 is the default of 512.
-         */maxHistory: Int32 = 0) {
+         */maxHistory: Int32 = 0,
+        /**
+         * Learn from feedback: rankings follow it.
+         */adapt: Bool = false) {
         self.copy = copy
         self.verify = verify
         self.maxHistory = maxHistory
+        self.adapt = adapt
     }
 
 
@@ -2280,7 +2326,8 @@ public struct FfiConverterTypeOptions: FfiConverterRustBuffer {
             try Options(
                 copy: FfiConverterBool.read(from: &buf),
                 verify: FfiConverterBool.read(from: &buf),
-                maxHistory: FfiConverterInt32.read(from: &buf)
+                maxHistory: FfiConverterInt32.read(from: &buf),
+                adapt: FfiConverterBool.read(from: &buf)
         )
     }
 
@@ -2288,6 +2335,7 @@ public struct FfiConverterTypeOptions: FfiConverterRustBuffer {
         FfiConverterBool.write(value.copy, into: &buf)
         FfiConverterBool.write(value.verify, into: &buf)
         FfiConverterInt32.write(value.maxHistory, into: &buf)
+        FfiConverterBool.write(value.adapt, into: &buf)
     }
 }
 
@@ -2907,6 +2955,91 @@ public func FfiConverterTypeDiversityMethod_lift(_ buf: RustBuffer) throws -> Di
 #endif
 public func FfiConverterTypeDiversityMethod_lower(_ value: DiversityMethod) -> RustBuffer {
     return FfiConverterTypeDiversityMethod.lower(value)
+}
+
+
+
+/**
+ * What the user thinks of an item.
+ */
+
+public enum Feedback: Equatable, Hashable {
+
+    /**
+     * Chosen, bought, watched to the end, rated well: more like this.
+     */
+    case positive
+    /**
+     * Shown and passed over: a little less like this.
+     */
+    case skipped
+    /**
+     * Rejected: less like this, and not this item again.
+     */
+    case disliked
+
+
+
+
+
+}
+
+#if compiler(>=6)
+extension Feedback: Sendable {}
+#endif
+
+#if swift(>=5.8)
+@_documentation(visibility: private)
+#endif
+public struct FfiConverterTypeFeedback: FfiConverterRustBuffer {
+    typealias SwiftType = Feedback
+
+    public static func read(from buf: inout (data: Data, offset: Data.Index)) throws -> Feedback {
+        let variant: Int32 = try readInt(&buf)
+        switch variant {
+
+        case 1: return .positive
+
+        case 2: return .skipped
+
+        case 3: return .disliked
+
+        default: throw UniffiInternalError.unexpectedEnumCase
+        }
+    }
+
+    public static func write(_ value: Feedback, into buf: inout [UInt8]) {
+        switch value {
+
+
+        case .positive:
+            writeInt(&buf, Int32(1))
+
+
+        case .skipped:
+            writeInt(&buf, Int32(2))
+
+
+        case .disliked:
+            writeInt(&buf, Int32(3))
+
+        }
+    }
+}
+
+
+#if swift(>=5.8)
+@_documentation(visibility: private)
+#endif
+public func FfiConverterTypeFeedback_lift(_ buf: RustBuffer) throws -> Feedback {
+    return try FfiConverterTypeFeedback.lift(buf)
+}
+
+#if swift(>=5.8)
+@_documentation(visibility: private)
+#endif
+public func FfiConverterTypeFeedback_lower(_ value: Feedback) -> RustBuffer {
+    return FfiConverterTypeFeedback.lower(value)
 }
 
 
@@ -3656,6 +3789,12 @@ private let initializationResult: InitializationResult = {
         return InitializationResult.apiChecksumMismatch
     }
     if (uniffi_tercet_ffi_checksum_method_tercetengine_export_user_data() != 12998) {
+        return InitializationResult.apiChecksumMismatch
+    }
+    if (uniffi_tercet_ffi_checksum_method_tercetengine_feedback() != 38098) {
+        return InitializationResult.apiChecksumMismatch
+    }
+    if (uniffi_tercet_ffi_checksum_method_tercetengine_forget_feedback() != 3249) {
         return InitializationResult.apiChecksumMismatch
     }
     if (uniffi_tercet_ffi_checksum_method_tercetengine_history() != 39947) {

@@ -40,6 +40,23 @@ public final class Recommender: Sendable {
         }
     }
 
+    /// Learns what the user thinks of an item, if opened with `Options(adapt: true)`: rankings
+    /// follow. Returns whether the bundle knows the item. What the user did is recorded besides.
+    @discardableResult
+    public func feedback(
+        _ item: String, _ feedback: Feedback, at time: Date? = nil
+    ) async throws -> Bool {
+        let seconds = time.map { Int64($0.timeIntervalSince1970) }
+        return try await changing {
+            try $0.feedback(item: item, feedback: feedback, timestamp: seconds)
+        }
+    }
+
+    /// Forgets all feedback: rankings are again those of the bundle and the history.
+    public func forgetFeedback() async throws {
+        try await changing { try $0.forgetFeedback() }
+    }
+
     /// Adds an item that the bundle does not hold: the bundle's fusion tower makes its vector, and
     /// it is ranked with the others from then on. ``save(to:)`` keeps it.
     @discardableResult

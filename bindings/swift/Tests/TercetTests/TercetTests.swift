@@ -85,17 +85,19 @@ private final class Host {
         if words[0] == "open" {
             var copy = false
             var verify = false
+            var adapt = false
             var maxHistory: Int32 = 0
             for flag in words.dropFirst(2) {
                 switch flag {
                 case "copy": copy = true
                 case "verify": verify = true
+                case "adapt": adapt = true
                 default: maxHistory = Int32(flag.split(separator: "=")[1])!
                 }
             }
             recommender = try await Recommender(
                 path: path(words[1]),
-                options: Options(copy: copy, verify: verify, maxHistory: maxHistory))
+                options: Options(copy: copy, verify: verify, maxHistory: maxHistory, adapt: adapt))
             return []
         }
         let recommender = try #require(self.recommender)
@@ -135,6 +137,19 @@ private final class Host {
             case .inBundle: outcome = "in the bundle"
             }
             return ["\(outcome)\theard\t\(counter.heard)"]
+        case "feedback":
+            if words[1] == "forget" {
+                try await recommender.forgetFeedback()
+                return ["forgotten\theard\t\(counter.heard)"]
+            }
+            let feedback: Feedback =
+                switch words[2] {
+                case "positive": .positive
+                case "skipped": .skipped
+                default: .disliked
+                }
+            let known = try await recommender.feedback(words[1], feedback)
+            return ["\(known ? "known" : "unknown")\theard\t\(counter.heard)"]
         case "remove":
             let there = try await recommender.remove(words[1])
             return ["\(there ? "removed" : "not there")\theard\t\(counter.heard)"]

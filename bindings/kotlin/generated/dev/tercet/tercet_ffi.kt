@@ -709,6 +709,10 @@ internal object IntegrityCheckingUniffiLib {
     ): Int
     external fun uniffi_tercet_ffi_checksum_method_tercetengine_export_user_data(
     ): Int
+    external fun uniffi_tercet_ffi_checksum_method_tercetengine_feedback(
+    ): Int
+    external fun uniffi_tercet_ffi_checksum_method_tercetengine_forget_feedback(
+    ): Int
     external fun uniffi_tercet_ffi_checksum_method_tercetengine_history(
     ): Int
     external fun uniffi_tercet_ffi_checksum_method_tercetengine_info(
@@ -786,6 +790,10 @@ internal object UniffiLib {
     ): Unit
     external fun uniffi_tercet_ffi_fn_method_tercetengine_export_user_data(`ptr`: Long,uniffi_out_err: UniffiRustCallStatus,
     ): RustBuffer.ByValue
+    external fun uniffi_tercet_ffi_fn_method_tercetengine_feedback(`ptr`: Long,`item`: RustBuffer.ByValue,`feedback`: RustBuffer.ByValue,`timestamp`: RustBuffer.ByValue,uniffi_out_err: UniffiRustCallStatus,
+    ): Byte
+    external fun uniffi_tercet_ffi_fn_method_tercetengine_forget_feedback(`ptr`: Long,uniffi_out_err: UniffiRustCallStatus,
+    ): Unit
     external fun uniffi_tercet_ffi_fn_method_tercetengine_history(`ptr`: Long,uniffi_out_err: UniffiRustCallStatus,
     ): RustBuffer.ByValue
     external fun uniffi_tercet_ffi_fn_method_tercetengine_info(`ptr`: Long,uniffi_out_err: UniffiRustCallStatus,
@@ -955,6 +963,12 @@ private fun uniffiCheckApiChecksums(lib: IntegrityCheckingUniffiLib) {
         throw RuntimeException("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     }
     if ((lib.uniffi_tercet_ffi_checksum_method_tercetengine_export_user_data() and 0xFFFF) != 12998) {
+        throw RuntimeException("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
+    }
+    if ((lib.uniffi_tercet_ffi_checksum_method_tercetengine_feedback() and 0xFFFF) != 38098) {
+        throw RuntimeException("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
+    }
+    if ((lib.uniffi_tercet_ffi_checksum_method_tercetengine_forget_feedback() and 0xFFFF) != 3249) {
         throw RuntimeException("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     }
     if ((lib.uniffi_tercet_ffi_checksum_method_tercetengine_history() and 0xFFFF) != 39947) {
@@ -1841,6 +1855,17 @@ public interface TercetEngineInterface {
     fun `exportUserData`(): kotlin.String
 
     /**
+     * Learns what the user thinks of an item, in an engine opened with `adapt`: rankings follow.
+     * Returns whether the bundle knows the item. What the user did is recorded besides.
+     */
+    fun `feedback`(`item`: kotlin.String, `feedback`: Feedback, `timestamp`: kotlin.Long?): kotlin.Boolean
+
+    /**
+     * Forgets all feedback: rankings are again those of the bundle and the history.
+     */
+    fun `forgetFeedback`()
+
+    /**
      * The events, oldest first.
      */
     fun `history`(): List<Event>
@@ -2099,6 +2124,43 @@ open class TercetEngine: Disposable, AutoCloseable, TercetEngineInterface
     }
     )
     }
+
+
+
+    /**
+     * Learns what the user thinks of an item, in an engine opened with `adapt`: rankings follow.
+     * Returns whether the bundle knows the item. What the user did is recorded besides.
+     */
+    @Throws(TercetException::class)override fun `feedback`(`item`: kotlin.String, `feedback`: Feedback, `timestamp`: kotlin.Long?): kotlin.Boolean {
+            return FfiConverterBoolean.lift(
+    callWithHandle {
+    uniffiRustCallWithError(TercetException) { _status ->
+    UniffiLib.uniffi_tercet_ffi_fn_method_tercetengine_feedback(
+        it,
+
+        FfiConverterString.lower(`item`),
+        FfiConverterTypeFeedback.lower(`feedback`),
+        FfiConverterOptionalLong.lower(`timestamp`),_status)
+}
+    }
+    )
+    }
+
+
+
+    /**
+     * Forgets all feedback: rankings are again those of the bundle and the history.
+     */
+    @Throws(TercetException::class)override fun `forgetFeedback`()
+        =
+    callWithHandle {
+    uniffiRustCallWithError(TercetException) { _status ->
+    UniffiLib.uniffi_tercet_ffi_fn_method_tercetengine_forget_feedback(
+        it,
+        _status)
+}
+    }
+
 
 
 
@@ -3093,6 +3155,11 @@ data class Options (
      * Most events kept, 1 to 4096; 0 is the default of 512.
      */
     val `maxHistory`: kotlin.Int = 0
+    ,
+    /**
+     * Learn from feedback: rankings follow it.
+     */
+    val `adapt`: kotlin.Boolean = false
 
 ){
 
@@ -3112,19 +3179,22 @@ public object FfiConverterTypeOptions: FfiConverterRustBuffer<Options> {
             FfiConverterBoolean.read(buf),
             FfiConverterBoolean.read(buf),
             FfiConverterInt.read(buf),
+            FfiConverterBoolean.read(buf),
         )
     }
 
     override fun allocationSize(value: Options) = (
             FfiConverterBoolean.allocationSize(value.`copy`) +
             FfiConverterBoolean.allocationSize(value.`verify`) +
-            FfiConverterInt.allocationSize(value.`maxHistory`)
+            FfiConverterInt.allocationSize(value.`maxHistory`) +
+            FfiConverterBoolean.allocationSize(value.`adapt`)
     )
 
     override fun write(value: Options, buf: ByteBuffer) {
             FfiConverterBoolean.write(value.`copy`, buf)
             FfiConverterBoolean.write(value.`verify`, buf)
             FfiConverterInt.write(value.`maxHistory`, buf)
+            FfiConverterBoolean.write(value.`adapt`, buf)
     }
 }
 
@@ -3532,6 +3602,53 @@ public object FfiConverterTypeDiversityMethod: FfiConverterRustBuffer<DiversityM
     override fun allocationSize(value: DiversityMethod) = 4UL
 
     override fun write(value: DiversityMethod, buf: ByteBuffer) {
+        buf.putInt(value.ordinal + 1)
+    }
+}
+
+
+
+
+
+/**
+ * What the user thinks of an item.
+ */
+
+enum class Feedback {
+
+    /**
+     * Chosen, bought, watched to the end, rated well: more like this.
+     */
+    POSITIVE,
+    /**
+     * Shown and passed over: a little less like this.
+     */
+    SKIPPED,
+    /**
+     * Rejected: less like this, and not this item again.
+     */
+    DISLIKED;
+
+
+
+
+    companion object
+}
+
+
+/**
+ * @suppress
+ */
+public object FfiConverterTypeFeedback: FfiConverterRustBuffer<Feedback> {
+    override fun read(buf: ByteBuffer) = try {
+        Feedback.values()[buf.getInt() - 1]
+    } catch (e: IndexOutOfBoundsException) {
+        throw RuntimeException("invalid enum value, something is very wrong!!", e)
+    }
+
+    override fun allocationSize(value: Feedback) = 4UL
+
+    override fun write(value: Feedback, buf: ByteBuffer) {
         buf.putInt(value.ordinal + 1)
     }
 }

@@ -73,6 +73,7 @@ private class Scenario(private val fixtures: File, private val scratch: File) {
                 for (flag in words.drop(2)) options = when (flag) {
                     "copy" -> options.copy(copy = true)
                     "verify" -> options.copy(verify = true)
+                    "adapt" -> options.copy(adapt = true)
                     else -> options.copy(maxHistory = flag.substringAfter('=').toInt())
                 }
                 tercet = Tercet.openBlocking(path(words[1]), options)
@@ -108,6 +109,15 @@ private class Scenario(private val fixtures: File, private val scratch: File) {
                     Added.IN_BUNDLE -> "in the bundle"
                 }
                 return listOf("$outcome\theard\t$heard")
+            }
+            "feedback" -> {
+                if (words[1] == "forget") {
+                    tercet.blocking.forgetFeedback()
+                    return listOf("forgotten\theard\t$heard")
+                }
+                val feedback = Feedback.valueOf(words[2].uppercase())
+                val known = tercet.blocking.feedback(words[1], feedback)
+                return listOf("${if (known) "known" else "unknown"}\theard\t$heard")
             }
             "remove" -> {
                 val there = runBlocking { tercet.removeItem(words[1]) }

@@ -45,6 +45,16 @@ public class Tercet private constructor(
         away { blocking.record(item, behavior, timestamp) }
 
     /**
+     * Learns what the user thinks of an item, if opened with `Options(adapt = true)`: rankings follow.
+     * Returns whether the bundle knows the item. What the user did is recorded besides.
+     */
+    public suspend fun feedback(item: String, feedback: Feedback, timestamp: Long? = null): Boolean =
+        away { blocking.feedback(item, feedback, timestamp) }
+
+    /** Forgets all feedback: rankings are again those of the bundle and the history. */
+    public suspend fun forgetFeedback(): Unit = away { blocking.forgetFeedback() }
+
+    /**
      * Adds an item that the bundle does not hold: the bundle's fusion tower makes its vector, and it
      * is ranked with the others from then on. [save] keeps it.
      */
@@ -165,6 +175,14 @@ public class Tercet private constructor(
         @Throws(TercetException::class)
         public fun record(item: String, behavior: String? = null, timestamp: Long? = null): Boolean =
             changing { engine.record(Event(item, behavior, timestamp)) }
+
+        @JvmOverloads
+        @Throws(TercetException::class)
+        public fun feedback(item: String, feedback: Feedback, timestamp: Long? = null): Boolean =
+            changing { engine.feedback(item, feedback, timestamp) }
+
+        @Throws(TercetException::class)
+        public fun forgetFeedback(): Unit = changing { engine.forgetFeedback() }
 
         @Throws(TercetException::class)
         public fun addItem(item: NewItem): Added = changing { engine.addItem(item) }
