@@ -4,6 +4,7 @@
 //! first. Real histories are short beside the longest of a batch, so that a padded batch would
 //! spend most of its work on nothing.
 
+use std::ops::Range;
 use std::sync::Mutex;
 
 use candle_core::{CpuStorage, CustomOp3, DType, Device, Layout, Shape, Tensor};
@@ -27,6 +28,11 @@ impl Segments {
         let lengths: Vec<usize> = lengths.into_iter().collect();
         let rows = lengths.iter().sum();
         Self { lengths, rows }
+    }
+
+    /// Rows of each sequence.
+    pub fn lengths(&self) -> &[usize] {
+        &self.lengths
     }
 
     /// Rows of all sequences together.
@@ -92,20 +98,86 @@ pub fn causal_attention(
     dropout: f64,
     noise: Option<&mut Stream>,
 ) -> Result<Tensor> {
-    let (rows, d) = q.dims2()?;
-    let fits = heads > 0 && d.is_multiple_of(heads) && rows == segments.rows();
-    if !fits || k.dims() != q.dims() || v.dims() != q.dims() {
-        return Err(Error::config(format!(
-            "attention of {heads} heads over {} rows does not fit queries {:?}, keys {:?} and values {:?}",
+    grouped_attention((q, k, v), segments, Heads::same(heads), dropout, noise)
+}
+
+/// Heads of queries, and those of keys and values that they share in equal groups
+/// (arXiv 2305.13245).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Heads {
+    /// Heads of queries.
+    pub query: usize,
+    /// Heads of keys and values; a divisor of `query`.
+    pub key: usize,
+}
+
+impl Heads {
+    /// Keys and values of its own for each head.
+    pub fn same(heads: usize) -> Self {
+        Self {
+            query: heads,
+            key: heads,
+        }
+    }
+
+    fn check(self, (q, k, v): (&Tensor, &Tensor, &Tensor), segments: &Segments) -> Result<()> {
+        let (rows, d) = q.dims2()?;
+        let fits = self.key > 0
+            && self.query.is_multiple_of(self.key)
+            && d.is_multiple_of(self.query.max(1))
+            && rows == segments.rows()
+            && k.dims() == [rows, d / self.query * self.key]
+            && v.dims() == k.dims();
+        if fits {
+            return Ok(());
+        }
+        Err(Error::config(format!(
+            "attention of {} heads ({} of keys) over {} rows does not fit queries {:?}, keys {:?} and values {:?}",
+            self.query,
+            self.key,
             segments.rows(),
             q.dims(),
             k.dims(),
             v.dims()
-        )));
+        )))
     }
+
+    /// The columns of a query head, and of the keys and values it reads.
+    fn columns(self, at: usize, dim: usize) -> (Head, Head) {
+        let width = dim / self.query;
+        let head = |at: usize, dim: usize| Head {
+            start: at * width,
+            width,
+            dim,
+            scale: (width as f32).powf(-0.5),
+        };
+        let key = at * self.key / self.query;
+        (head(at, dim), head(key, width * self.key))
+    }
+}
+
+/// As [`causal_attention`], where several heads of queries may share one of keys and values.
+///
+/// # Shapes
+/// `q` `[R, D]`, `k` and `v` `[R, D·heads.key/heads.query]`; the result is `[R, D]`.
+///
+/// # Errors
+/// Another number of rows than `segments` has, or widths that do not split into the heads.
+pub fn grouped_attention(
+    (q, k, v): (&Tensor, &Tensor, &Tensor),
+    segments: &Segments,
+    heads: Heads,
+    dropout: f64,
+    noise: Option<&mut Stream>,
+) -> Result<Tensor> {
+    heads.check((q, k, v), segments)?;
     let keep = noise.filter(|_| dropout > 0.0).map(|r| {
         let scale = (1.0 / (1.0 - dropout)) as f32;
-        let size: usize = segments.lengths.iter().map(|&n| heads * triangle(n)).sum();
+        let size: usize = segments
+            .lengths
+            .iter()
+            .map(|&n| heads.query * triangle(n))
+            .sum();
         (0..size)
             .map(|_| {
                 if rng::unit(r) < dropout as f32 {
@@ -126,6 +198,100 @@ pub fn causal_attention(
     let host = |t: &Tensor| t.to_device(&Device::Cpu)?.contiguous();
     let y = host(q)?.apply_op3(&host(k)?, &host(v)?, op)?;
     Ok(y.to_device(q.device())?)
+}
+
+/// Attention of sequences that continue earlier ones: each sees a range of the past rows, all of
+/// them, and its own rows as in [`grouped_attention`]. Several may continue the same range, which is
+/// then read where it lies and not copied. Forward only.
+///
+/// # Shapes
+/// `q`, `k`, `v` as for [`grouped_attention`]; `past` keys and values `[P, D·heads.key/heads.query]`
+/// and a range of `0..P` for each sequence of `segments`.
+///
+/// # Errors
+/// As [`grouped_attention`], or ranges that do not fit.
+pub fn continued_attention(
+    (q, k, v): (&Tensor, &Tensor, &Tensor),
+    past: (&Tensor, &Tensor, &[Range<usize>]),
+    segments: &Segments,
+    heads: Heads,
+) -> Result<Tensor> {
+    heads.check((q, k, v), segments)?;
+    let (past_k, past_v, ranges) = past;
+    let rows = past_k.dim(0)?;
+    let fits = ranges.len() == segments.lengths.len()
+        && ranges.iter().all(|r| r.start <= r.end && r.end <= rows)
+        && past_k.dims() == past_v.dims()
+        && past_k.dim(1)? == k.dim(1)?;
+    if !fits {
+        return Err(Error::config(format!(
+            "past keys {:?} and their {} ranges do not fit {} sequences",
+            past_k.dims(),
+            ranges.len(),
+            segments.lengths.len()
+        )));
+    }
+    let host = |t: &Tensor| t.flatten_all()?.to_vec1::<f32>();
+    let (qs, ks, vs, pk, pv) = (host(q)?, host(k)?, host(v)?, host(past_k)?, host(past_v)?);
+    let (dim, narrow) = (q.dim(1)?, k.dim(1)?);
+    let mut out = vec![0f32; qs.len()];
+    let mut row = 0;
+    let mut starts = Vec::with_capacity(ranges.len());
+    for n in &segments.lengths {
+        starts.push(row);
+        row += n;
+    }
+    segments
+        .split(&mut out, |n| n * dim)
+        .into_par_iter()
+        .zip(&segments.lengths)
+        .zip(&starts)
+        .zip(ranges)
+        .for_each(|(((out, &n), &start), range)| {
+            let old = range.start * narrow..range.end * narrow;
+            let (q, own) = (
+                &qs[start * dim..][..n * dim],
+                start * narrow..(start + n) * narrow,
+            );
+            let past = (&pk[old.clone()], &pv[old]);
+            let rows = (q, &ks[own.clone()], &vs[own]);
+            let mut weights = Vec::new();
+            for at in 0..heads.query {
+                let columns = heads.columns(at, dim);
+                simd::dispatch(|| forward_after(columns, past, rows, &mut weights, out));
+            }
+        });
+    Ok(Tensor::from_vec(out, q.shape(), q.device())?)
+}
+
+/// One head of one sequence after `past` keys and values.
+#[inline(always)]
+fn forward_after(
+    (h, g): (Head, Head),
+    (pk, pv): (&[f32], &[f32]),
+    (q, k, v): Rows<'_>,
+    weights: &mut Vec<f32>,
+    out: &mut [f32],
+) {
+    let (n, old) = (q.len() / h.dim, pk.len() / g.dim);
+    for i in 0..n {
+        let query = h.row(q, i);
+        weights.clear();
+        weights.extend((0..old).map(|j| simd::dot(query, g.row(pk, j)) * h.scale));
+        weights.extend((0..=i).map(|j| simd::dot(query, g.row(k, j)) * h.scale));
+        let max = weights.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        weights.iter_mut().for_each(|w| *w = simd::exp(*w - max));
+        let inv = 1.0 / simd::sum(weights);
+        let to = h.row_mut(out, i);
+        for (j, w) in weights.iter().enumerate() {
+            let value = if j < old {
+                g.row(pv, j)
+            } else {
+                g.row(v, j - old)
+            };
+            axpy(to, w * inv, value);
+        }
+    }
 }
 
 /// The state after the last event of each sequence; zero for an empty one.
@@ -150,7 +316,7 @@ pub fn last_states(states: &Tensor, segments: &Segments) -> Result<Tensor> {
 
 struct Causal {
     segments: Segments,
-    heads: usize,
+    heads: Heads,
     /// Factors of dropout, in the order of the weights.
     keep: Option<Vec<f32>>,
     /// Softmax weights (before dropout) of the forward, for the backward: per sequence, head and
@@ -186,14 +352,20 @@ fn axpy(to: &mut [f32], factor: f32, x: &[f32]) {
 
 /// One head of one sequence: fills `weights` and adds the mixed values to `out`.
 #[inline(always)]
-fn forward(h: Head, (q, k, v): Rows<'_>, keep: &[f32], weights: &mut [f32], out: &mut [f32]) {
+fn forward(
+    (h, g): (Head, Head),
+    (q, k, v): Rows<'_>,
+    keep: &[f32],
+    weights: &mut [f32],
+    out: &mut [f32],
+) {
     let n = q.len() / h.dim;
     for i in 0..n {
         let w = &mut weights[triangle(i)..][..=i];
         let query = h.row(q, i);
         let mut max = f32::NEG_INFINITY;
         for (j, w) in w.iter_mut().enumerate() {
-            *w = simd::dot(query, h.row(k, j)) * h.scale;
+            *w = simd::dot(query, g.row(k, j)) * h.scale;
             max = max.max(*w);
         }
         w.iter_mut().for_each(|w| *w = simd::exp(*w - max));
@@ -202,7 +374,7 @@ fn forward(h: Head, (q, k, v): Rows<'_>, keep: &[f32], weights: &mut [f32], out:
         let to = h.row_mut(out, i);
         for (j, w) in w.iter().enumerate() {
             let kept = keep.get(triangle(i) + j).copied().unwrap_or(1.0);
-            axpy(to, w * kept, h.row(v, j));
+            axpy(to, w * kept, g.row(v, j));
         }
     }
 }
@@ -212,46 +384,36 @@ type Rows<'a> = (&'a [f32], &'a [f32], &'a [f32]);
 /// One head of one sequence: adds to the gradients of queries, keys and values.
 #[inline(always)]
 fn backward(
-    h: Head,
+    (h, g): (Head, Head),
     (q, k, v): Rows<'_>,
     keep: &[f32],
     weights: &[f32],
-    g: &[f32],
+    up: &[f32],
     (dq, dk, dv): (&mut [f32], &mut [f32], &mut [f32]),
     scratch: &mut Vec<f32>,
 ) {
     let n = q.len() / h.dim;
     for i in 0..n {
         let w = &weights[triangle(i)..][..=i];
-        let up = h.row(g, i);
+        let up = h.row(up, i);
         scratch.clear();
         let mut mean = 0.0;
         for (j, w) in w.iter().enumerate() {
             let kept = keep.get(triangle(i) + j).copied().unwrap_or(1.0);
-            axpy(h.row_mut(dv, j), w * kept, up);
-            let d = simd::dot(up, h.row(v, j)) * kept;
+            axpy(g.row_mut(dv, j), w * kept, up);
+            let d = simd::dot(up, g.row(v, j)) * kept;
             mean += w * d;
             scratch.push(d);
         }
         for (j, (w, d)) in w.iter().zip(scratch.iter()).enumerate() {
             let s = w * (d - mean) * h.scale;
-            axpy(h.row_mut(dq, i), s, h.row(k, j));
-            axpy(h.row_mut(dk, j), s, h.row(q, i));
+            axpy(h.row_mut(dq, i), s, g.row(k, j));
+            axpy(g.row_mut(dk, j), s, h.row(q, i));
         }
     }
 }
 
 impl Causal {
-    fn head(&self, at: usize, dim: usize) -> Head {
-        let width = dim / self.heads;
-        Head {
-            start: at * width,
-            width,
-            dim,
-            scale: (width as f32).powf(-0.5),
-        }
-    }
-
     /// First row and first weight of each sequence.
     fn starts(&self) -> Vec<(usize, usize)> {
         let (mut row, mut weight) = (0, 0);
@@ -261,7 +423,7 @@ impl Causal {
             .map(|&n| {
                 let here = (row, weight);
                 row += n;
-                weight += self.heads * triangle(n);
+                weight += self.heads.query * triangle(n);
                 here
             })
             .collect()
@@ -289,19 +451,19 @@ impl CustomOp3 for Causal {
     ) -> candle_core::Result<(CpuStorage, Shape)> {
         let (q, k) = (simd::f32_slice(q, ql)?, simd::f32_slice(k, kl)?);
         let v = simd::f32_slice(v, vl)?;
-        let dim = ql.dims()[1];
+        let (dim, narrow) = (ql.dims()[1], kl.dims()[1]);
         let starts = self.starts();
         let total = self
             .segments
             .lengths
             .iter()
-            .map(|&n| self.heads * triangle(n))
+            .map(|&n| self.heads.query * triangle(n))
             .sum();
         let mut weights = vec![0f32; total];
         let mut out = vec![0f32; q.len()];
         let parts = self
             .segments
-            .split(&mut weights, |n| self.heads * triangle(n));
+            .split(&mut weights, |n| self.heads.query * triangle(n));
         let outs = self.segments.split(&mut out, |n| n * dim);
         parts
             .into_par_iter()
@@ -309,16 +471,14 @@ impl CustomOp3 for Causal {
             .zip(&starts)
             .zip(&self.segments.lengths)
             .for_each(|(((w, out), &(row, first)), &n)| {
-                let rows = |x: &'_ [f32]| -> std::ops::Range<usize> {
-                    debug_assert!(x.len() >= (row + n) * dim);
-                    row * dim..(row + n) * dim
-                };
-                let (q, k, v) = (&q[rows(q)], &k[rows(k)], &v[rows(v)]);
+                let own = row * narrow..(row + n) * narrow;
+                let q = &q[row * dim..(row + n) * dim];
+                let (k, v) = (&k[own.clone()], &v[own]);
                 let size = triangle(n);
-                for at in 0..self.heads {
+                for at in 0..self.heads.query {
                     let keep = self.kept(first + at * size, size);
                     let w = &mut w[at * size..][..size];
-                    let head = self.head(at, dim);
+                    let head = self.heads.columns(at, dim);
                     simd::dispatch(|| forward(head, (q, k, v), keep, w, out));
                 }
             });
@@ -342,29 +502,29 @@ impl CustomOp3 for Causal {
         let weights = kept.as_deref().ok_or_else(missing)?;
         let host = |t: &Tensor| t.flatten_all()?.to_vec1::<f32>();
         let (qs, ks, vs, gs) = (host(q)?, host(k)?, host(v)?, host(&g.contiguous()?)?);
-        let dim = q.dim(1)?;
-        let zeros = || vec![0f32; qs.len()];
-        let (mut dq, mut dk, mut dv) = (zeros(), zeros(), zeros());
+        let (dim, narrow) = (q.dim(1)?, k.dim(1)?);
+        let (mut dq, mut dk) = (vec![0f32; qs.len()], vec![0f32; ks.len()]);
+        let mut dv = vec![0f32; vs.len()];
         let grads = self
             .segments
             .split(&mut dq, |n| n * dim)
             .into_iter()
-            .zip(self.segments.split(&mut dk, |n| n * dim))
-            .zip(self.segments.split(&mut dv, |n| n * dim))
+            .zip(self.segments.split(&mut dk, |n| n * narrow))
+            .zip(self.segments.split(&mut dv, |n| n * narrow))
             .collect::<Vec<_>>();
         grads
             .into_par_iter()
             .zip(self.starts())
             .zip(&self.segments.lengths)
             .for_each(|((((dq, dk), dv), (row, first)), &n)| {
-                let rows = row * dim..(row + n) * dim;
+                let (rows, own) = (row * dim..(row + n) * dim, row * narrow..(row + n) * narrow);
                 let size = triangle(n);
                 let mut scratch = Vec::with_capacity(n);
-                for at in 0..self.heads {
-                    let head = self.head(at, dim);
+                for at in 0..self.heads.query {
+                    let head = self.heads.columns(at, dim);
                     let w = &weights[first + at * size..][..size];
                     let keep = self.kept(first + at * size, size);
-                    let inputs = (&qs[rows.clone()], &ks[rows.clone()], &vs[rows.clone()]);
+                    let inputs = (&qs[rows.clone()], &ks[own.clone()], &vs[own.clone()]);
                     let up = &gs[rows.clone()];
                     simd::dispatch(|| {
                         let to = (&mut *dq, &mut *dk, &mut *dv);
@@ -372,8 +532,8 @@ impl CustomOp3 for Causal {
                     });
                 }
             });
-        let wrap = |x: Vec<f32>| Tensor::from_vec(x, q.shape(), q.device());
-        Ok((Some(wrap(dq)?), Some(wrap(dk)?), Some(wrap(dv)?)))
+        let wrap = |x: Vec<f32>, like: &Tensor| Tensor::from_vec(x, like.shape(), q.device());
+        Ok((Some(wrap(dq, q)?), Some(wrap(dk, k)?), Some(wrap(dv, v)?)))
     }
 }
 
@@ -457,6 +617,61 @@ mod tests {
         let g = y.sum_all()?.backward()?;
         let dv = g.get(&v).expect("gradient").sum_all()?.to_scalar::<f32>()?;
         assert!((dv / y.sum_all()?.to_scalar::<f32>()? - 1.0).abs() < 1e-4);
+        Ok(())
+    }
+
+    /// Keys of two heads, each read by three heads of queries, against the same keys written out.
+    #[test]
+    fn grouped_heads_equal_repeated_keys_and_the_past_equals_one_sequence() -> Result<()> {
+        let dev = Device::Cpu;
+        let mut r = rng::stream(3, Purpose::Init, &[]);
+        let mut var = |width: usize| -> Result<Var> {
+            Ok(Var::from_tensor(&rng::normal(
+                &mut r,
+                (9, width),
+                1.0,
+                &dev,
+            )?)?)
+        };
+        let (q, k, v, w) = (var(12)?, var(4)?, var(4)?, var(12)?);
+        let heads = Heads { query: 6, key: 2 };
+        let lengths = [5usize, 4];
+        let fast = grouped_attention((&q, &k, &v), &Segments::new(lengths), heads, 0.0, None)?;
+        let repeated = |x: &Tensor| -> Result<Tensor> {
+            let wide = x.reshape((9, 2, 1, 2))?.broadcast_as((9, 2, 3, 2))?;
+            Ok(wide.contiguous()?.reshape((9, 12))?)
+        };
+        let slow = plain(&q, &repeated(&k)?, &repeated(&v)?, &lengths, 6)?;
+        let worst = |a: &Tensor, b: &Tensor| -> Result<f32> {
+            Ok((a - b)?.abs()?.max_all()?.to_scalar::<f32>()?)
+        };
+        assert!(worst(&fast, &slow)? < 1e-6);
+        let gf = (&fast * w.as_tensor())?.sum_all()?.backward()?;
+        let gs = (slow * w.as_tensor())?.sum_all()?.backward()?;
+        for x in [&q, &k, &v] {
+            let (a, b) = (gf.get(x).expect("gradient"), gs.get(x).expect("gradient"));
+            assert!(worst(a, b)? < 1e-5);
+        }
+
+        // The last two rows of the first sequence, twice, after its first three.
+        let part = |x: &Tensor, at: usize, n: usize| -> Result<Tensor> {
+            Ok(x.narrow(0, at, n)?.contiguous()?.detach())
+        };
+        let twice = |x: &Tensor| -> Result<Tensor> {
+            let rows = part(x, 3, 2)?;
+            Ok(Tensor::cat(&[&rows, &rows], 0)?)
+        };
+        let (pk, pv) = (part(&k, 0, 3)?, part(&v, 0, 3)?);
+        let (tq, tk, tv) = (twice(&q)?, twice(&k)?, twice(&v)?);
+        let y = continued_attention(
+            (&tq, &tk, &tv),
+            (&pk, &pv, &[0..3, 0..3]),
+            &Segments::new([2, 2]),
+            heads,
+        )?;
+        for at in [0, 2] {
+            assert!(worst(&part(&y, at, 2)?, &part(&fast, 3, 2)?)? < 1e-6);
+        }
         Ok(())
     }
 

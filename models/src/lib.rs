@@ -18,6 +18,7 @@ pub mod factors;
 pub mod graph;
 pub mod knn;
 pub mod layer;
+pub mod llm;
 pub mod odmt;
 pub mod ops;
 pub mod params;

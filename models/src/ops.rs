@@ -66,6 +66,46 @@ impl CustomOp1 for InputLinear {
     }
 }
 
+/// `x · wᵀ` where `w` is frozen: neither is its gradient computed nor kept, which candle's `matmul`
+/// always does.
+///
+/// # Shapes
+/// `x` `[B, I]`, `w` `[O, I]` (constant); the result is `[B, O]`.
+pub fn frozen_linear(x: &Tensor, w: &Tensor) -> Result<Tensor> {
+    let w = w.detach();
+    Ok(x.contiguous()?.apply_op1(FrozenLinear { w })?)
+}
+
+struct FrozenLinear {
+    w: Tensor,
+}
+
+impl CustomOp1 for FrozenLinear {
+    fn name(&self) -> &'static str {
+        "frozen-linear"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, xl: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
+        let (w, wl) = self.w.storage_and_layout();
+        match &*w {
+            Storage::Cpu(w) => backend_matmul(x, xl, w, &wl.transpose(0, 1)?),
+            _ => Err(wrong_device()),
+        }
+    }
+
+    fn cuda_fwd(&self, x: &CudaStorage, xl: &Layout) -> candle_core::Result<(CudaStorage, Shape)> {
+        let (w, wl) = self.w.storage_and_layout();
+        match &*w {
+            Storage::Cuda(w) => backend_matmul(x, xl, w, &wl.transpose(0, 1)?),
+            _ => Err(wrong_device()),
+        }
+    }
+
+    fn bwd(&self, _x: &Tensor, _y: &Tensor, g: &Tensor) -> candle_core::Result<Option<Tensor>> {
+        Ok(Some(g.contiguous()?.matmul(&self.w)?))
+    }
+}
+
 /// Rows divided by `max(‖row‖₂, 1e-12)`.
 ///
 /// # Shapes
@@ -630,6 +670,24 @@ mod tests {
         assert_eq!(
             g.get(w.as_tensor()).expect("gradient").to_vec2::<f32>()?,
             h.get(w.as_tensor()).expect("gradient").to_vec2::<f32>()?
+        );
+        Ok(())
+    }
+
+    #[test]
+    fn a_frozen_weight_gets_no_gradient_and_the_input_the_right_one() -> Result<()> {
+        let dev = Device::Cpu;
+        let x = Var::new(&[[1f32, 2.0, 3.0], [0.5, -1.0, 2.0]], &dev)?;
+        let w = Var::new(&[[0.1f32, 0.2, -0.3], [1.0, 0.0, 2.0]], &dev)?;
+        let fast = frozen_linear(x.as_tensor(), w.as_tensor())?;
+        let slow = x.as_tensor().matmul(&w.as_tensor().t()?)?;
+        assert_eq!(fast.to_vec2::<f32>()?, slow.to_vec2::<f32>()?);
+        let g = fast.sqr()?.sum_all()?.backward()?;
+        let h = slow.sqr()?.sum_all()?.backward()?;
+        assert!(g.get(w.as_tensor()).is_none());
+        assert_eq!(
+            g.get(x.as_tensor()).expect("gradient").to_vec2::<f32>()?,
+            h.get(x.as_tensor()).expect("gradient").to_vec2::<f32>()?
         );
         Ok(())
     }

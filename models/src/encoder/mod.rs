@@ -13,7 +13,7 @@
 pub mod bert;
 mod block;
 pub mod text;
-mod weights;
+pub(crate) mod weights;
 
 #[cfg(test)]
 pub(crate) mod tests;

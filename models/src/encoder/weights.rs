@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 const MAX_CONFIG: u64 = 64 << 20;
 
 /// The tensors of `model.safetensors`, or of the shards that `model.safetensors.index.json` names.
-pub(super) struct Weights {
+pub(crate) struct Weights {
     path: PathBuf,
     tensors: HashMap<String, Tensor>,
     /// Put before every name, where the file has it.
@@ -26,7 +26,7 @@ struct Index {
 }
 
 impl Weights {
-    pub(super) fn open(folder: &Path, dev: &Device) -> Result<Self> {
+    pub(crate) fn open(folder: &Path, dev: &Device) -> Result<Self> {
         let single = folder.join("model.safetensors");
         let index = folder.join("model.safetensors.index.json");
         let files: Vec<PathBuf> = if single.is_file() {
@@ -59,7 +59,7 @@ impl Weights {
         Ok(Self::new(single, tensors))
     }
 
-    pub(super) fn new(path: PathBuf, tensors: HashMap<String, Tensor>) -> Self {
+    pub(crate) fn new(path: PathBuf, tensors: HashMap<String, Tensor>) -> Self {
         Self {
             path,
             tensors,
@@ -68,7 +68,7 @@ impl Weights {
     }
 
     /// Chooses the first prefix under which `name` exists: exporters differ in the outermost module.
-    pub(super) fn choose_prefix(&mut self, prefixes: &[&str], name: &str) {
+    pub(crate) fn choose_prefix(&mut self, prefixes: &[&str], name: &str) {
         if let Some(p) = prefixes
             .iter()
             .find(|p| self.tensors.contains_key(&format!("{p}{name}")))
@@ -77,7 +77,7 @@ impl Weights {
         }
     }
 
-    pub(super) fn has(&self, name: &str) -> bool {
+    pub(crate) fn has(&self, name: &str) -> bool {
         self.tensors.contains_key(&format!("{}{name}", self.prefix))
     }
 
@@ -86,7 +86,7 @@ impl Weights {
     /// # Errors
     ///
     /// [`Error::Encoder`] naming the tensor, if it is missing, of another shape or of integers.
-    pub(super) fn get(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+    pub(crate) fn get(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
         let name = format!("{}{name}", self.prefix);
         let tensor = self.tensors.get(&name).ok_or_else(|| {
             Error::encoder(
@@ -116,7 +116,7 @@ impl Weights {
 }
 
 /// Reads a JSON file of a model folder.
-pub(super) fn json<T: DeserializeOwned>(path: &Path) -> Result<T> {
+pub(crate) fn json<T: DeserializeOwned>(path: &Path) -> Result<T> {
     let length = std::fs::metadata(path)
         .map_err(|e| Error::io(path, e))?
         .len();
