@@ -7,6 +7,7 @@
 //! | `model_type` in `config.json` | tower | tokens | pooled |
 //! |---|---|---|---|
 //! | `bert`, `roberta`, `xlm-roberta` | [`bert`] | last hidden states | their mean, L2-normalised |
+//! | `llama`, `mistral`, `qwen2`, `qwen3` | [`crate::llm`] | last hidden states after the final norm | their mean or the last of them, L2-normalised |
 //!
 //! Nothing here is trained, so the fused operations without a backward are used throughout.
 
@@ -22,7 +23,7 @@ use candle_core::Tensor;
 
 use crate::error::Result;
 
-pub use text::TextEncoder;
+pub use text::{Pooling, TextEncoder};
 
 /// An encoder of one modality.
 pub enum Encoder {
@@ -35,6 +36,13 @@ impl Encoder {
     pub fn dim(&self) -> usize {
         match self {
             Self::Text(e) => e.dim(),
+        }
+    }
+
+    /// How single vectors are made; images have one way only.
+    pub fn pooling(&self) -> Option<Pooling> {
+        match self {
+            Self::Text(e) => Some(e.pooling()),
         }
     }
 
@@ -68,7 +76,20 @@ impl Hidden {
     /// `[B, D]`: mean over the tokens that exist.
     fn mean(&self) -> Result<Tensor> {
         let sum = self.states.broadcast_mul(&self.mask)?.sum(1)?;
-        Ok(sum.broadcast_div(&self.mask.sum(1)?)?)
+        Ok(sum.broadcast_div(&self.mask.sum(1)?.maximum(1f32)?)?)
+    }
+
+    /// `[B, D]`: the state of the last token.
+    fn last(&self) -> Result<Tensor> {
+        let (b, t, d) = self.states.dims3()?;
+        let counts = self.mask.sum(1)?.flatten_all()?.to_vec1::<f32>()?;
+        let at: Vec<u32> = counts
+            .iter()
+            .enumerate()
+            .map(|(row, &n)| (row * t + (n as usize).saturating_sub(1)) as u32)
+            .collect();
+        let flat = self.states.broadcast_mul(&self.mask)?.reshape((b * t, d))?;
+        Ok(flat.index_select(&Tensor::from_vec(at, b, flat.device())?, 0)?)
     }
 
     /// `[B, n, D]`: cut or filled with zeros to `n` tokens.

@@ -188,3 +188,37 @@ fn what_does_not_fit_together_is_named() -> Result<()> {
     assert!(refusal(path).contains("t5"));
     Ok(())
 }
+
+/// A language model as a tower: what follows a text does not matter, and the last state is that of
+/// its last token alone.
+#[test]
+fn a_language_model_gives_mean_and_last_states() -> Result<()> {
+    let dir = tempfile::tempdir().expect("temporary folder");
+    crate::llm::tests::write_llama(dir.path())?;
+    let mut e = TextEncoder::open(dir.path(), &Device::Cpu)?;
+    assert_eq!((e.dim(), e.max_tokens()), (12, 64));
+    let texts = ["a small hat", "", "a large blue hat and a red one"];
+    let states = e.encode(&texts, Output::Tokens(20))?;
+    let mean = e.encode(&texts, Output::Pooled)?;
+    e.set_pooling(super::Pooling::Last);
+    let last = e.encode(&texts, Output::Pooled)?;
+    for (i, text) in texts.iter().enumerate() {
+        let alone = e.encode(&[text], Output::Tokens(20))?;
+        let own = states.narrow(0, i, 1)?;
+        assert!(largest(&(&alone - &own)?)? < 1e-5, "{text}");
+        let own = own.squeeze(0)?.to_vec2::<f32>()?;
+        let tokens = own.iter().filter(|r| r.iter().any(|x| *x != 0.0)).count();
+        let sum = |c: usize| own.iter().map(|r| r[c]).sum::<f32>();
+        for (pooled, want) in [
+            (&mean, (0..12).map(sum).collect::<Vec<f32>>()),
+            (&last, own[tokens.max(1) - 1].clone()),
+        ] {
+            let length = want.iter().map(|x| x * x).sum::<f32>().sqrt().max(1e-12);
+            let got = pooled.narrow(0, i, 1)?.flatten_all()?.to_vec1::<f32>()?;
+            for (g, w) in got.iter().zip(&want) {
+                assert!((g - w / length).abs() < 1e-5, "{text}");
+            }
+        }
+    }
+    Ok(())
+}

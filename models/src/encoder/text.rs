@@ -2,23 +2,68 @@
 
 use std::path::Path;
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use serde::Deserialize;
 use tokenizers::{Tokenizer, TruncationParams};
 
 use super::bert::{Bert, BertConfig};
 use super::weights::{Weights, json};
 use super::{Hidden, Output, normalize};
+use crate::attention::Segments;
 use crate::error::{Error, Result};
+use crate::llm::config::MODEL_TYPES;
+use crate::llm::{Decoder, Llm};
 
 /// Longest text that is read, in bytes; more is beyond any tower's input.
 const MAX_TEXT: usize = 32 * 1024;
 
+/// Longest text that a language model reads unless told otherwise, in tokens.
+const LLM_TOKENS: usize = 256;
+
+/// How the states of a text's tokens become one vector.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Pooling {
+    /// Their mean.
+    #[default]
+    Mean,
+    /// The last one, which in a language model has seen all others.
+    Last,
+}
+
+enum Tower {
+    Bert(Bert),
+    Llm(Decoder),
+}
+
+impl Tower {
+    fn dim(&self) -> usize {
+        match self {
+            Self::Bert(t) => t.config().hidden_size,
+            Self::Llm(t) => t.config().hidden_size,
+        }
+    }
+
+    fn max_tokens(&self) -> usize {
+        match self {
+            Self::Bert(t) => t.config().max_tokens(),
+            Self::Llm(t) => t.config().max_position_embeddings,
+        }
+    }
+
+    fn vocabulary(&self) -> usize {
+        match self {
+            Self::Bert(t) => t.config().vocab_size,
+            Self::Llm(t) => t.config().vocab_size,
+        }
+    }
+}
+
 /// A text tower with its tokenizer.
 pub struct TextEncoder {
     tokenizer: Tokenizer,
-    tower: Bert,
+    tower: Tower,
     max_tokens: usize,
+    pooling: Pooling,
     device: Device,
 }
 
@@ -45,15 +90,16 @@ impl TextEncoder {
         let folder = folder.as_ref();
         let path = folder.join("config.json");
         let kind = json::<Kind>(&path)?.model_type;
-        if !matches!(kind.as_str(), "bert" | "roberta" | "xlm-roberta") {
+        let bert = matches!(kind.as_str(), "bert" | "roberta" | "xlm-roberta");
+        if !bert && !MODEL_TYPES.contains(&kind.as_str()) {
             return Err(Error::encoder(
                 &path,
                 format!(
-                    "model_type {kind:?} is no text encoder known here; bert, roberta and xlm-roberta are"
+                    "model_type {kind:?} is no text encoder known here; bert, roberta, xlm-roberta, {} are",
+                    MODEL_TYPES.join(", ")
                 ),
             ));
         }
-        let config: BertConfig = json(&path)?;
         let words = folder.join("tokenizer.json");
         if !words.is_file() {
             return Err(Error::encoder(
@@ -63,9 +109,17 @@ impl TextEncoder {
         }
         let tokenizer =
             Tokenizer::from_file(&words).map_err(|e| Error::encoder(&words, e.to_string()))?;
-        let tower = Bert::open(config, Weights::open(folder, device)?, &path)?;
+        let (tower, mut max_tokens) = if bert {
+            let config: BertConfig = json(&path)?;
+            let tower = Bert::open(config, Weights::open(folder, device)?, &path)?;
+            let most = tower.config().max_tokens();
+            (Tower::Bert(tower), most)
+        } else {
+            let tower = Tower::Llm(Llm::open(folder, device)?.decoder);
+            let most = tower.max_tokens().min(LLM_TOKENS);
+            (tower, most)
+        };
         let sentence = folder.join("sentence_bert_config.json");
-        let mut max_tokens = tower.config().max_tokens();
         if sentence.is_file() {
             // Another tool's file: what cannot be read there limits nothing.
             if let Ok(s) = json::<SentenceConfig>(&sentence) {
@@ -75,15 +129,15 @@ impl TextEncoder {
         Self::new(tokenizer, tower, max_tokens, device).map_err(|e| Error::encoder(&words, e))
     }
 
-    pub(super) fn new(
+    fn new(
         mut tokenizer: Tokenizer,
-        tower: Bert,
+        tower: Tower,
         max_tokens: usize,
         device: &Device,
     ) -> std::result::Result<Self, String> {
         // Ids need not be dense: what counts is the largest.
         let largest = tokenizer.get_vocab(true).into_values().max().unwrap_or(0);
-        let rows = tower.config().vocab_size;
+        let rows = tower.vocabulary();
         if largest as usize >= rows {
             return Err(format!(
                 "the tokenizer has a word with id {largest}, the weights have {rows} rows; both must be of one model"
@@ -94,6 +148,7 @@ impl TextEncoder {
             tokenizer,
             tower,
             max_tokens,
+            pooling: Pooling::Mean,
             device: device.clone(),
         };
         encoder.truncate(max_tokens)?;
@@ -127,7 +182,7 @@ impl TextEncoder {
     ///
     /// [`Error::Config`] if that is more than the tower takes or leaves no room for a word.
     pub fn set_max_tokens(&mut self, tokens: usize) -> Result<()> {
-        let most = self.tower.config().max_tokens();
+        let most = self.tower.max_tokens();
         if tokens > most {
             return Err(Error::config(format!(
                 "{tokens} tokens, but the encoder takes at most {most}"
@@ -141,9 +196,19 @@ impl TextEncoder {
         self.max_tokens
     }
 
+    /// How single vectors are made; the mean unless set.
+    pub fn pooling(&self) -> Pooling {
+        self.pooling
+    }
+
+    /// Sets how single vectors are made.
+    pub fn set_pooling(&mut self, pooling: Pooling) {
+        self.pooling = pooling;
+    }
+
     /// D.
     pub fn dim(&self) -> usize {
-        self.tower.config().hidden_size
+        self.tower.dim()
     }
 
     /// Features of a batch.
@@ -158,7 +223,10 @@ impl TextEncoder {
     pub fn encode(&self, texts: &[&str], output: Output) -> Result<Tensor> {
         let hidden = self.hidden(texts)?;
         match output {
-            Output::Pooled => normalize(&hidden.mean()?),
+            Output::Pooled => normalize(&match self.pooling {
+                Pooling::Mean => hidden.mean()?,
+                Pooling::Last => hidden.last()?,
+            }),
             Output::Tokens(n) => hidden.tokens(n),
         }
     }
@@ -174,8 +242,41 @@ impl TextEncoder {
                 Ok(encoding.get_ids().to_vec())
             })
             .collect::<Result<Vec<_>>>()?;
-        self.tower.forward(&ids, &self.device)
+        match &self.tower {
+            Tower::Bert(tower) => tower.forward(&ids, &self.device),
+            Tower::Llm(tower) => causal(tower, &ids, &self.device),
+        }
     }
+}
+
+/// States of a language model, computed without padding and then laid out with it. A text without
+/// a token has none.
+fn causal(tower: &Decoder, ids: &[Vec<u32>], dev: &Device) -> Result<Hidden> {
+    let longest = ids.iter().map(Vec::len).max().unwrap_or(0).max(1);
+    let flat = ids.concat();
+    let mut place = vec![0u32; ids.len() * longest];
+    let mut mask = vec![0f32; ids.len() * longest];
+    let mut next = 0u32;
+    for (row, ids) in ids.iter().enumerate() {
+        for t in 0..ids.len() {
+            place[row * longest + t] = next;
+            mask[row * longest + t] = 1.0;
+            next += 1;
+        }
+    }
+    let d = tower.config().hidden_size;
+    let shape = (ids.len(), longest, 1);
+    let mask = Tensor::from_vec(mask, shape, dev)?;
+    if flat.is_empty() {
+        let states = Tensor::zeros((ids.len(), longest, d), DType::F32, dev)?;
+        return Ok(Hidden { states, mask });
+    }
+    let segments = Segments::new(ids.iter().map(Vec::len));
+    let (states, _) = tower.forward(&tower.embed(&flat)?, &segments, None, None)?;
+    let place = Tensor::from_vec(place, ids.len() * longest, dev)?;
+    let states = states.index_select(&place, 0)?;
+    let states = states.reshape((ids.len(), longest, d))?;
+    Ok(Hidden { states, mask })
 }
 
 /// The beginning of a text, cut between letters.

@@ -110,10 +110,11 @@ pub fn embed(
     };
     std::fs::create_dir_all(&folder).map_err(|e| Error::io(&folder, e))?;
     let source = format!(
-        "{:016x}-{:016x}-{:?}-{}-{}",
+        "{:016x}-{:016x}-{:?}-{:?}-{}-{}",
         hash_folder(&cfg.model)?,
         inputs.hash(),
         encoder.max_tokens(),
+        encoder.pooling(),
         cfg.batch,
         env!("CARGO_PKG_VERSION"),
     );

@@ -10,7 +10,7 @@ use tercet_models::data::import::{self, Format};
 use tercet_models::data::inspect;
 use tercet_models::data::perspectives::{self, PerspectivesConfig};
 use tercet_models::data::synthetic::{self, SyntheticConfig};
-use tercet_models::encoder::{Encoder, Output, TextEncoder};
+use tercet_models::encoder::{Encoder, Output, Pooling, TextEncoder};
 
 use super::shared;
 use crate::{interrupt, output};
@@ -80,6 +80,9 @@ pub(crate) enum Data {
         /// Store one vector an item (the default).
         #[arg(long)]
         pooled: bool,
+        /// How a language model's states become one vector.
+        #[arg(long, value_enum, default_value = "mean", conflicts_with = "tokens")]
+        pool: PoolArg,
         /// Cut inputs to this many tokens, special ones included; the encoder's own limit when absent.
         #[arg(long, value_name = "N", value_parser = shared::positive, conflicts_with = "tokens")]
         max_tokens: Option<usize>,
@@ -109,6 +112,15 @@ pub(crate) enum Data {
 pub(crate) enum ModalityArg {
     /// Title and other columns of words.
     Text,
+}
+
+/// From states of tokens to one vector.
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum PoolArg {
+    /// Their mean.
+    Mean,
+    /// The state of the last token, which in a language model has seen all others.
+    Last,
 }
 
 /// Synthetic data sets.
@@ -184,6 +196,7 @@ pub(crate) fn run(verb: Data) -> Result<()> {
             tokens,
             // The default, which may be said.
             pooled: _,
+            pool,
             max_tokens,
             columns,
             out,
@@ -201,6 +214,10 @@ pub(crate) fn run(verb: Data) -> Result<()> {
                     if let Some(n) = tokens.or(max_tokens) {
                         encoder.set_max_tokens(n)?;
                     }
+                    encoder.set_pooling(match pool {
+                        PoolArg::Mean => Pooling::Mean,
+                        PoolArg::Last => Pooling::Last,
+                    });
                     Encoder::Text(encoder)
                 }
             };
