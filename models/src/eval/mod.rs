@@ -47,6 +47,21 @@ pub trait Scorer: Sync {
     ///
     /// Whatever the model reports.
     fn score(&self, queries: &[EvalQuery], out: &mut [f32]) -> Result<()>;
+
+    /// Ranks a few candidates of each query (ascending ids), best first, where the model has another
+    /// way to do so than by [`score`](Self::score): a language model asked about them, for example.
+    /// An answer that names no candidate is an empty list.
+    ///
+    /// # Errors
+    ///
+    /// Whatever the model reports.
+    fn rank_candidates(
+        &self,
+        _queries: &[EvalQuery],
+        _candidates: &[Vec<u32>],
+    ) -> Result<Option<Vec<Vec<u32>>>> {
+        Ok(None)
+    }
 }
 
 /// Which items a target competes with.
@@ -173,7 +188,9 @@ pub struct EvalReport {
     /// Items in the catalogue.
     pub items: usize,
     /// Mean over queries, by `name@k`: recall, precision, ndcg, hit, mrr, and coverage, the share of
-    /// the catalogue that occurs in any list.
+    /// the catalogue that occurs in any list. Where the model ranked sampled candidates itself,
+    /// `valid@1`, `hit_valid@1` and `hit@1` too: the share of answers that name a candidate, and how
+    /// many of these, and of all, name a target.
     pub metrics: BTreeMap<String, f64>,
     /// `items:cold` and `items:warm` (only targets without or with training rows, over the queries
     /// that have one), `items:0-2` and `items:>5` likewise by number of training rows;
@@ -350,6 +367,7 @@ pub fn evaluate(
     let Ranked {
         lists: ranked,
         cold: ranked_cold,
+        answered,
     } = rank(scorer, &queries, protocol, items, &cold)?;
 
     let all: Vec<(&[u32], &[u32])> = queries
@@ -367,6 +385,9 @@ pub fn evaluate(
         }
         let count = shown.iter().filter(|s| **s).count();
         metrics.insert(format!("coverage@{k}"), count as f64 / items as f64);
+    }
+    if answered {
+        answer_metrics(&all, &mut metrics);
     }
     let slices = if protocol.slices {
         slices(&trained, &queries, &ranked, &ranked_cold, &protocol.ks)
@@ -399,6 +420,22 @@ struct Ranked {
     lists: Vec<Vec<u32>>,
     /// Of cold items alone; empty for a query without a cold target.
     cold: Vec<Vec<u32>>,
+    /// Whether the model ranked the candidates itself.
+    answered: bool,
+}
+
+/// `valid@1`, the share of queries whose answer names a candidate, and `hit_valid@1`, the hits at
+/// the first place among those; `hit@1` counts answers that name none as misses.
+fn answer_metrics(lists: &[(&[u32], &[u32])], metrics: &mut BTreeMap<String, f64>) {
+    let valid = lists.iter().filter(|(r, _)| !r.is_empty());
+    let (mut named, mut hits) = (0usize, 0.0);
+    for (ranked, targets) in valid {
+        named += 1;
+        hits += metrics::hit_at(ranked, targets, 1);
+    }
+    metrics.insert("valid@1".into(), named as f64 / lists.len().max(1) as f64);
+    metrics.insert("hit_valid@1".into(), hits / named.max(1) as f64);
+    metrics.insert("hit@1".into(), hits / lists.len().max(1) as f64);
 }
 
 fn rank(
@@ -414,9 +451,23 @@ fn rank(
     let mut ranked = Ranked {
         lists: Vec::with_capacity(queries.len()),
         cold: Vec::with_capacity(queries.len()),
+        answered: false,
     };
     let is_cold = |t: &u32| cold.binary_search(t).is_ok();
     for block in queries.chunks(batch) {
+        if let Candidates::Sampled { n, seed } = protocol.candidates {
+            let shelves: Vec<Vec<u32>> = block.iter().map(|q| sample(q, items, n, seed)).collect();
+            if let Some(lists) = scorer.rank_candidates(block, &shelves)? {
+                for (mut list, shelf) in lists.into_iter().zip(&shelves) {
+                    list.retain(|i| shelf.binary_search(i).is_ok());
+                    list.truncate(k);
+                    ranked.lists.push(list);
+                    ranked.cold.push(Vec::new());
+                }
+                ranked.answered = true;
+                continue;
+            }
+        }
         let scores = &mut scores[..block.len() * items];
         scorer.score(block, scores)?;
         let lists: Vec<(Vec<u32>, Vec<u32>)> = block
