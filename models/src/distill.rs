@@ -1,6 +1,6 @@
 //! Distillation: any scorer, or a blend of several, into the one student.
 //!
-//! Per training example (a user's history, cut or sub-sampled) the student learns from three things:
+//! Per training example (a user's history, cut or sub-sampled) the student learns from:
 //!
 //! - the scores that the teachers give to all items, each row brought to mean zero and unit
 //!   deviation, by mean squared difference (matching of logits: Ba & Caruana, NIPS 2014; Hinton et
@@ -9,17 +9,23 @@
 //!   N² weights;
 //! - the items the user really had next;
 //! - the teachers' top-K lists by rank: the r-th item has weight `exp(−r/λ)` (ranking distillation,
-//!   Tang & Wang, KDD 2018). The student's softmax over all items is fitted to both.
+//!   Tang & Wang, KDD 2018). The student's softmax over all items is fitted to both. With
+//!   `rank_decay = 1` these are the position weights of DLLM2Rec (arXiv 2405.00338);
+//! - if asked, each teacher's softmax over its first items ([`crate::divergence`]).
 //!
 //! The learnt item features start from the teacher's item vectors or, where it has none, from the
 //! leading directions of its scores ([`crate::spectrum`]); the scale of the untrained student's
 //! scores is set by least squares. Items of the history are masked, as they are when recommending.
 
+use std::collections::HashMap;
+
 use candle_core::{Device, Tensor};
+use half::f16;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::data::{Dataset, HistoryEvent, Split};
+use crate::divergence::{Distribution, distribution, divergence};
 use crate::error::{Error, Result};
 use crate::eval::{EvalQuery, Scorer};
 use crate::ops;
@@ -68,6 +74,16 @@ pub struct DistillConfig {
     pub teacher_items: usize,
     /// λ: how slowly the weight falls along the list.
     pub rank_decay: f64,
+    /// Weight of the divergence of the student's softmax from each teacher's, over the teacher's
+    /// first [`candidate_items`](Self::candidate_items).
+    pub candidate_weight: f64,
+    /// Items of that softmax.
+    pub candidate_items: usize,
+    /// Its temperature T.
+    pub candidate_temperature: f64,
+    /// Epochs whose examples differ; later ones meet the same examples, whose lessons are kept (in
+    /// f16) and not asked for again. For teachers that are slow to ask. 0: always other examples.
+    pub lesson_epochs: u64,
     /// Weight of `1 − cos` between the student's and the teacher's item vectors, where the teacher
     /// has some of the same width.
     pub align_weight: f64,
@@ -119,6 +135,10 @@ impl Default for DistillConfig {
             score_weight: 10.0,
             teacher_items: 100,
             rank_decay: 20.0,
+            candidate_weight: 0.0,
+            candidate_items: 20,
+            candidate_temperature: 2.0,
+            lesson_epochs: 0,
             align_weight: 0.1,
             drop_steps: 0.3,
             drop_graph: 0.5,
@@ -141,13 +161,28 @@ pub struct Lessons {
     /// `[B, N]`: the mean of the teachers' scores, each example's of mean zero and unit deviation
     /// over the items that a teacher ranks; 0 where none does.
     pub scores: Tensor,
+    /// Per teacher and example, its distribution over its first items; nothing unless asked for.
+    pub candidates: Vec<Vec<Distribution>>,
 }
+
+/// What was said to one example, to be kept.
+#[derive(Debug, Clone)]
+struct Lesson {
+    list: SoftTarget,
+    scores: Vec<f16>,
+    candidates: Vec<Distribution>,
+}
+
+/// Most bytes of lessons that are kept.
+const MOST_KEPT: usize = 2 << 30;
 
 /// A blend of teachers: rank-weighted top-K lists and standardised scores.
 pub struct Teachers {
     scorers: Vec<Box<dyn Scorer>>,
     top: usize,
     weights: Vec<f32>,
+    /// Items and temperature of the candidate distributions, if they are wanted.
+    candidates: Option<(usize, f64)>,
     /// Items without a training event, ascending. A teacher of interactions alone has nothing to
     /// say of them, and as nobody's target they would only teach the fusion tower to recognise
     /// items without co-behaviour and to bury them: they stay out of the losses.
@@ -172,6 +207,13 @@ impl Teachers {
                 "teacher_items and rank_decay must be positive",
             ));
         }
+        if cfg.candidate_weight > 0.0
+            && (cfg.candidate_items == 0 || cfg.candidate_temperature <= 0.0)
+        {
+            return Err(Error::config(
+                "candidate_items and candidate_temperature must be positive",
+            ));
+        }
         let raw: Vec<f64> = (0..top).map(|r| (-(r as f64) / rank_decay).exp()).collect();
         let sum: f64 = raw.iter().sum::<f64>() * scorers.len() as f64;
         let weights = raw.iter().map(|w| (w / sum) as f32).collect();
@@ -179,6 +221,8 @@ impl Teachers {
             scorers,
             top,
             weights,
+            candidates: (cfg.candidate_weight > 0.0)
+                .then_some((cfg.candidate_items, cfg.candidate_temperature)),
             cold,
         })
     }
@@ -195,15 +239,16 @@ impl Teachers {
         let mut lists: Vec<SoftTarget> = vec![Vec::new(); queries.len()];
         let mut standard = vec![0f32; queries.len() * n];
         let share = 1.0 / self.scorers.len() as f64;
+        let mut candidates = Vec::new();
         for scorer in &self.scorers {
             let mut scores = vec![0f32; queries.len() * n];
             scorer.score(queries, &mut scores)?;
-            lists
+            let said: Vec<Distribution> = lists
                 .par_iter_mut()
                 .zip(standard.par_chunks_mut(n))
                 .zip(scores.par_chunks_mut(n))
                 .zip(queries)
-                .for_each(|(((list, standard), row), q)| {
+                .map(|(((list, standard), row), q)| {
                     q.mask
                         .iter()
                         .chain(&self.cold)
@@ -220,12 +265,23 @@ impl Teachers {
                     }
                     ids.sort_unstable_by(order);
                     let open = ids.iter().filter(|&&i| row[i as usize].is_finite());
-                    list.extend(open.zip(&self.weights).map(|(&i, &w)| (i, w)));
-                });
+                    let ranked: Vec<u32> = open.copied().collect();
+                    list.extend(ranked.iter().zip(&self.weights).map(|(&i, &w)| (i, w)));
+                    self.candidates.map_or_else(Vec::new, |(most, t)| {
+                        let first = &ranked[..most.min(ranked.len())];
+                        let scores: Vec<f32> = first.iter().map(|&i| row[i as usize]).collect();
+                        distribution(first, &scores, t)
+                    })
+                })
+                .collect();
+            if self.candidates.is_some() {
+                candidates.push(said);
+            }
         }
         Ok(Lessons {
             lists,
             scores: Tensor::from_vec(standard, (queries.len(), n), &Device::Cpu)?,
+            candidates,
         })
     }
 }
@@ -243,6 +299,8 @@ pub struct Distiller<'a> {
     anchor: Option<Tensor>,
     histories: Vec<Vec<HistoryEvent>>,
     users: Vec<u32>,
+    /// Lessons by user, epoch and cut.
+    kept: HashMap<(u32, u64, u64), Lesson>,
 }
 
 /// `[B, N]`: 1 for items that are ranked, 0 for masked ones; and the number of ones.
@@ -354,6 +412,13 @@ impl<'a> Distiller<'a> {
             .flatten()
             .for_each(|e| warm[e.item as usize] = true);
         let cold = (0..n as u32).filter(|&i| !warm[i as usize]).collect();
+        let cuts = if data.ordered { cfg.cuts.max(1) } else { 1 };
+        let lessons = cfg.lesson_epochs as usize * users.len() * cuts;
+        if lessons.saturating_mul(2 * n) > MOST_KEPT {
+            return Err(Error::config(format!(
+                "{lessons} lessons about {n} items are too many to keep; lower lesson_epochs or cuts"
+            )));
+        }
         let teachers = Teachers::new(scorers, &cfg, cold)?;
         let (graph, anchor) = match start {
             Some(t) => {
@@ -408,6 +473,7 @@ impl<'a> Distiller<'a> {
             anchor,
             histories,
             users,
+            kept: HashMap::new(),
         };
         distiller.calibrate()?;
         Ok(distiller)
@@ -568,6 +634,11 @@ impl<'a> Distiller<'a> {
             loss = (loss + (gap * self.cfg.score_weight)?)?;
         }
         loss = (loss + ops::softmax_cross_entropy(&scores, targets, masked)?)?;
+        for said in &lessons.candidates {
+            let weight = self.cfg.candidate_weight / lessons.candidates.len() as f64;
+            let gap = divergence(&scores, said, self.cfg.candidate_temperature)?;
+            loss = (loss + (gap * weight)?)?;
+        }
         if let (Some(anchor), true) = (&self.anchor, self.cfg.align_weight > 0.0) {
             let cos = (ops::normalize_rows(&v)? * anchor)?.sum(1)?;
             let warm = &self.student.graph_present;
@@ -576,6 +647,43 @@ impl<'a> Distiller<'a> {
             loss = (loss + (gap * (self.cfg.align_weight / f64::from(total)))?)?;
         }
         Ok(loss)
+    }
+
+    /// What the teachers say to a batch, asked for or remembered.
+    fn lessons(&mut self, keys: &[(u32, u64, u64)], queries: &[EvalQuery]) -> Result<Lessons> {
+        if self.cfg.lesson_epochs == 0 {
+            return self.teachers.targets(queries);
+        }
+        let n = self.data.num_items();
+        let new: Vec<usize> = (0..keys.len())
+            .filter(|&k| !self.kept.contains_key(&keys[k]))
+            .collect();
+        if !new.is_empty() {
+            let asked: Vec<EvalQuery> = new.iter().map(|&k| queries[k].clone()).collect();
+            let said = self.teachers.targets(&asked)?;
+            let scores = said.scores.to_vec2::<f32>()?;
+            for (at, ((&k, list), row)) in new.iter().zip(said.lists).zip(scores).enumerate() {
+                let lesson = Lesson {
+                    list,
+                    scores: row.into_iter().map(f16::from_f32).collect(),
+                    candidates: said.candidates.iter().map(|c| c[at].clone()).collect(),
+                };
+                self.kept.insert(keys[k], lesson);
+            }
+        }
+        let kept: Vec<&Lesson> = keys.iter().filter_map(|k| self.kept.get(k)).collect();
+        let scores: Vec<f32> = kept
+            .iter()
+            .flat_map(|l| l.scores.iter().map(|x| x.to_f32()))
+            .collect();
+        let teachers = kept.first().map_or(0, |l| l.candidates.len());
+        Ok(Lessons {
+            lists: kept.iter().map(|l| l.list.clone()).collect(),
+            scores: Tensor::from_vec(scores, (kept.len(), n), &Device::Cpu)?,
+            candidates: (0..teachers)
+                .map(|t| kept.iter().map(|l| l.candidates[t].clone()).collect())
+                .collect(),
+        })
     }
 
     fn examples_per_epoch(&self) -> usize {
@@ -612,14 +720,19 @@ impl Learner for Distiller<'_> {
         );
         self.adam
             .set_lr(self.cfg.lr * self.cfg.lr_decay.powf(epoch as f64));
+        let drawn = match self.cfg.lesson_epochs {
+            0 => epoch,
+            n => epoch % n,
+        };
         let (mut total, mut n) = (0.0, 0usize);
         for (k, batch) in order.chunks(self.batch()).enumerate() {
-            let examples: Vec<Example> = batch
+            let keys: Vec<(u32, u64, u64)> = batch.iter().map(|&(u, c)| (u, drawn, c)).collect();
+            let examples: Vec<Example> = keys
                 .iter()
-                .map(|&(u, c)| self.example(u, epoch, c))
+                .map(|&(u, e, c)| self.example(u, e, c))
                 .collect();
             let queries: Vec<EvalQuery> = examples.iter().map(|e| e.query.clone()).collect();
-            let lessons = self.teachers.targets(&queries)?;
+            let lessons = self.lessons(&keys, &queries)?;
             let mut r = rng::stream(self.seed, Purpose::Dropout, &[epoch, k as u64, 2]);
             let loss = self.loss(&examples, lessons, &mut r)?;
             self.adam.step(&loss.backward()?)?;

@@ -10,6 +10,7 @@ pub mod baseline;
 pub mod data;
 pub mod diffmm;
 pub mod distill;
+pub mod divergence;
 pub mod dprec;
 pub mod encoder;
 pub mod error;
