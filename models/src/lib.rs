@@ -1,7 +1,7 @@
 //! Multimodal recommenders trained with candle, and the one inductive student distilled from them.
 //!
 //! The path through the crate: a [`data::Dataset`] is read from a folder or generated, a teacher
-//! ([`diffmm`], [`dprec`], [`odmt`] or one of [`baseline`]) is trained by [`train`], [`distill`] turns any trained run
+//! ([`diffmm`], [`dprec`], [`odmt`], [`tmf`] or one of [`baseline`]) is trained by [`train`], [`distill`] turns any trained run
 //! into a [`student`], and [`eval`] measures each of them by full ranking.
 #![forbid(unsafe_code)]
 
@@ -28,6 +28,7 @@ pub mod run;
 mod simd;
 pub mod spectrum;
 pub mod student;
+pub mod tmf;
 pub mod train;
 pub mod usage;
 

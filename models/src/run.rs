@@ -23,10 +23,11 @@ use crate::factors::Factors;
 use crate::odmt::{Odmt, OdmtConfig};
 use crate::params::TensorMap;
 use crate::student::Student;
+use crate::tmf::{Tmf, TmfConfig};
 use crate::train::{Learner, Mode, TrainConfig};
 
 /// Models that `train` knows.
-pub const MODELS: [&str; 8] = [
+pub const MODELS: [&str; 9] = [
     "popularity",
     "ease",
     "bpr",
@@ -35,6 +36,7 @@ pub const MODELS: [&str; 8] = [
     "diffmm",
     "dprec",
     "odmt",
+    "tmf",
 ];
 
 /// Everything needed to repeat a run; `config.toml`.
@@ -78,6 +80,8 @@ impl RunConfig {
             "diffmm" => (50, 15),
             "dprec" => (200, 20),
             "odmt" => (60, 10),
+            // The curriculum spans all epochs: none may be left out.
+            "tmf" => (12, 0),
             "student" => (60, 10),
             _ => {
                 return Err(Error::config(format!(
@@ -177,6 +181,7 @@ impl RunConfig {
             "diffmm" => self.parse::<DiffMmConfig>()?.check(),
             "dprec" => self.parse::<DprecConfig>()?.check(),
             "odmt" => self.parse::<OdmtConfig>()?.check(),
+            "tmf" => self.parse::<TmfConfig>()?.check(),
             "student" => self.parse::<crate::distill::DistillConfig>().map(drop),
             _ => Self::new(&self.model).map(drop),
         }
@@ -238,6 +243,10 @@ pub fn learner<'a>(
         "diffmm" => Box::new(DiffMm::new(data, spec.parse::<DiffMmConfig>()?, seed, dev)?),
         "dprec" => Box::new(Dprec::new(data, spec.parse()?, seed, dev)?),
         "odmt" => Box::new(Odmt::new(data, spec.parse()?, spec.mode, seed, dev)?),
+        "tmf" => {
+            let epochs = spec.train.epochs;
+            Box::new(Tmf::new(data, spec.parse()?, epochs, seed, dev)?)
+        }
         other => {
             return Err(RunConfig::new(other).err().unwrap_or_else(|| {
                 Error::config(format!("`{other}` is not trained by itself; use distill"))
@@ -273,6 +282,7 @@ pub fn scorer(
         }
         "sasrec" => Box::new(Sasrec::scorer(tensors, data, spec.parse()?, dev)?),
         "odmt" => Box::new(Odmt::scorer(tensors, &spec.parse()?, dev)?),
+        "tmf" => Box::new(Tmf::scorer(tensors, data, spec.parse()?, dev)?),
         "student" => Box::new(Student::load(tensors, dev)?.scorer(data)?),
         _ => Box::new(Factors::new(tensors)?),
     })

@@ -75,6 +75,14 @@ impl Monitor<'_> {
         if let Some(bar) = self.bar {
             bar.inc(1);
         }
+        self.check()
+    }
+
+    /// Looks for a wish to stop without counting a step.
+    ///
+    /// # Errors
+    /// [`Error::Interrupted`] when the caller asked to stop.
+    pub fn check(&self) -> Result<()> {
         match self.stop {
             Some(s) if s.load(Ordering::Relaxed) => Err(Error::Interrupted),
             _ => Ok(()),

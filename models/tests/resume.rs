@@ -89,6 +89,20 @@ fn resumed_runs_equal_uninterrupted_ones() -> Result<()> {
             "odmt",
             &["dim=16", "id_dim=16", "window=5", "micro_batches=2"],
         ),
+        (
+            "tmf",
+            &[
+                "llm_dim=32",
+                "llm_layers=1",
+                "llm_vocabulary=320",
+                "dim=16",
+                "graph_epochs=2",
+                "graph_dim=8",
+                "warmup_steps=2",
+                "examples=8",
+                "sequences=32",
+            ],
+        ),
         ("student", &["dim=16", "event_hidden=16", "batch=64"]),
     ] {
         let mut spec = RunConfig::new(model)?;

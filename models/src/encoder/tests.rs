@@ -194,7 +194,7 @@ fn what_does_not_fit_together_is_named() -> Result<()> {
 #[test]
 fn a_language_model_gives_mean_and_last_states() -> Result<()> {
     let dir = tempfile::tempdir().expect("temporary folder");
-    crate::llm::tests::write_llama(dir.path())?;
+    crate::llm::tests::write_llama(dir.path(), 64)?;
     let mut e = TextEncoder::open(dir.path(), &Device::Cpu)?;
     assert_eq!((e.dim(), e.max_tokens()), (12, 64));
     let texts = ["a small hat", "", "a large blue hat and a red one"];

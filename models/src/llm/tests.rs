@@ -49,9 +49,10 @@ fn decoder(config: &LlmConfig, tensors: &TensorMap) -> Result<Decoder> {
 }
 
 /// Writes a model folder with a tokenizer of its own.
-pub(crate) fn write_llama(dir: &Path) -> Result<LlmConfig> {
+pub(crate) fn write_llama(dir: &Path, context: usize) -> Result<LlmConfig> {
     let words = Words::train(TEXTS.into_iter(), 280)?;
-    let config = shape("llama", 280);
+    let mut config = shape("llama", 280);
+    config.max_position_embeddings = context;
     let put = |name: &str, bytes: &[u8]| std::fs::write(dir.join(name), bytes).expect("writable");
     put("tokenizer.json", &words.to_json()?);
     put(
@@ -292,7 +293,7 @@ fn several_continuations_of_one_prefix_equal_whole_sequences() -> Result<()> {
 fn folders_of_either_format_give_the_same_model() -> Result<()> {
     let dir = tempfile::tempdir().expect("temporary folder");
     let dev = Device::Cpu;
-    let config = write_llama(dir.path())?;
+    let config = write_llama(dir.path(), 64)?;
     let llm = Llm::open(dir.path(), &dev)?;
     let prompt = llm.words.encode("a small blue hat")?;
     assert_eq!(llm.words.decode(&prompt)?, "a small blue hat");
@@ -363,7 +364,7 @@ fn unusable_folders_are_refused_by_name() -> Result<()> {
         Ok(_) => String::new(),
         Err(e) => e.to_string(),
     };
-    let config = write_llama(dir.path())?;
+    let config = write_llama(dir.path(), 64)?;
     let mut tensors = weights(&config)?;
     tensors.remove("model.layers.1.mlp.up_proj.weight");
     candle_core::safetensors::save(&tensors, dir.path().join("model.safetensors"))?;

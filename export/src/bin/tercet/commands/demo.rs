@@ -31,7 +31,7 @@ pub(crate) struct Args {
     /// Seed of the shop and of every training.
     #[arg(long, default_value_t = 17)]
     seed: u64,
-    /// Teacher: ease, bpr, lightgcn, sasrec or diffmm.
+    /// Teacher: ease, bpr, lightgcn, sasrec, diffmm or tmf.
     #[arg(long, default_value = "diffmm")]
     model: String,
     /// Threads; all cores when absent.
@@ -135,6 +135,12 @@ pub(crate) fn run(args: Args) -> Result<()> {
             spec.set(s)?;
         }
     }
+    if args.model == "tmf" {
+        // A language model of about a million weights, trained on the shop's titles.
+        for s in ["train.epochs=8", "examples=160", "warmup_steps=80"] {
+            spec.set(s)?;
+        }
+    }
     let path = args.out.join("teacher");
     let mut learner = run::learner(&spec, &data, &dev)?;
     train(
@@ -168,6 +174,12 @@ pub(crate) fn run(args: Args) -> Result<()> {
         "drop_content=0.1",
     ] {
         spec.set(s)?;
+    }
+    if args.model == "tmf" {
+        // A language model is slow to ask: each user is a lesson or two, and remembered.
+        for s in ["lesson_epochs=2", "cuts=1", "candidate_weight=0.5"] {
+            spec.set(s)?;
+        }
     }
     let path = args.out.join("student");
     let scorers = vec![trained.scorer(&data, &dev)?];

@@ -1,0 +1,174 @@
+//! Training examples: what a user did, what came next, and what else was on the shelf.
+
+use super::config::TmfConfig;
+use crate::data::{Dataset, HistoryEvent, Split};
+use crate::error::{Error, Result};
+use crate::rng::{self, Purpose, Stream};
+
+/// Events that come before the first one to be predicted with a shelf.
+const EARLIER: usize = 3;
+
+/// A history and what came next.
+#[derive(Debug, Clone)]
+pub(super) struct Example {
+    pub(super) history: Vec<HistoryEvent>,
+    pub(super) target: u32,
+    /// Candidates in their order, the target among them.
+    pub(super) shelf: Vec<u32>,
+}
+
+/// Consecutive events, of which some are to be predicted from those before.
+#[derive(Debug, Clone)]
+pub(super) struct Sequence {
+    pub(super) events: Vec<HistoryEvent>,
+    /// Items by the number of events that come before them in `events`.
+    pub(super) targets: Vec<(usize, u32)>,
+}
+
+/// Where examples come from: training rows alone.
+#[derive(Debug)]
+pub(super) struct Examples {
+    histories: Vec<Vec<HistoryEvent>>,
+    /// (user, position) of what can be predicted with a shelf.
+    asked: Vec<(u32, u32)>,
+    /// (user, end) of what can be predicted without.
+    ends: Vec<(u32, u32)>,
+    ordered: bool,
+    items: usize,
+    is_target: Vec<bool>,
+}
+
+impl Examples {
+    pub(super) fn new(data: &Dataset) -> Result<Self> {
+        let histories: Vec<Vec<HistoryEvent>> = (0..data.num_users() as u32)
+            .map(|u| data.history(u, Split::Valid))
+            .collect();
+        let is_target: Vec<bool> = (0..data.behaviors.len())
+            .map(|b| data.is_target(b as u8))
+            .collect();
+        let find = |earlier: usize| {
+            let mut found = Vec::new();
+            for (u, events) in histories.iter().enumerate() {
+                for (at, e) in events.iter().enumerate() {
+                    let before = if data.ordered { at } else { events.len() - 1 };
+                    if before >= earlier && is_target[e.behavior as usize] {
+                        found.push((u as u32, at as u32));
+                    }
+                }
+            }
+            found
+        };
+        let ends = find(1);
+        if ends.is_empty() {
+            return Err(Error::config(
+                "tmf needs users with training events before one of the behaviour to predict",
+            ));
+        }
+        let asked = find(EARLIER);
+        Ok(Self {
+            asked: if asked.is_empty() {
+                ends.clone()
+            } else {
+                asked
+            },
+            ends,
+            histories,
+            ordered: data.ordered,
+            items: data.num_items(),
+            is_target,
+        })
+    }
+
+    /// The events before one of a user, oldest first; without order, all others, shuffled.
+    fn before(&self, user: u32, at: u32, r: &mut Stream) -> Vec<HistoryEvent> {
+        let events = &self.histories[user as usize];
+        if self.ordered {
+            return events[..at as usize].to_vec();
+        }
+        let mut others = events.clone();
+        others.remove(at as usize);
+        rng::shuffle(r, &mut others);
+        others
+    }
+
+    /// The n-th example of an epoch.
+    pub(super) fn draw(&self, cfg: &TmfConfig, seed: u64, epoch: u64, n: u64) -> Example {
+        let mut r = rng::stream(seed, Purpose::History, &[epoch, n, 1]);
+        let (user, at) = self.asked[rng::below(&mut r, self.asked.len())];
+        let target = self.histories[user as usize][at as usize].item;
+        let mut history = self.before(user, at, &mut r);
+        if !cfg.keep_target {
+            history.retain(|e| e.item != target);
+        }
+        history.drain(..history.len().saturating_sub(cfg.window));
+        let mut c = rng::stream(seed, Purpose::Candidates, &[epoch, n]);
+        let mut taken: Vec<u32> = history.iter().map(|e| e.item).collect();
+        taken.push(target);
+        taken.sort_unstable();
+        taken.dedup();
+        let mut shelf = vec![target];
+        while shelf.len()
+            < cfg
+                .candidates
+                .min(self.items.saturating_sub(taken.len()) + 1)
+        {
+            let item = rng::below(&mut c, self.items) as u32;
+            if taken.binary_search(&item).is_err() && !shelf.contains(&item) {
+                shelf.push(item);
+            }
+        }
+        rng::shuffle(&mut c, &mut shelf);
+        Example {
+            history,
+            target,
+            shelf,
+        }
+    }
+
+    /// The n-th sequence of an epoch. `last_only` predicts the last event alone, for encoders in
+    /// which an event sees later ones.
+    pub(super) fn sequence(
+        &self,
+        cfg: &TmfConfig,
+        seed: u64,
+        epoch: u64,
+        n: u64,
+        last_only: bool,
+    ) -> Sequence {
+        let mut r = rng::stream(seed, Purpose::History, &[epoch, n, 2]);
+        let (user, at) = self.ends[rng::below(&mut r, self.ends.len())];
+        let last = self.histories[user as usize][at as usize];
+        let mut events = self.before(user, at, &mut r);
+        let cut = events.len().saturating_sub(cfg.sequence_window);
+        events.drain(..cut);
+        let mut targets: Vec<(usize, u32)> = events
+            .iter()
+            .enumerate()
+            // Before the first event of a cut window there was something.
+            .filter(|(k, e)| (*k > 0 || cut == 0) && self.is_target[e.behavior as usize])
+            .map(|(k, e)| (k, e.item))
+            .collect();
+        if last_only {
+            targets.clear();
+        }
+        targets.push((events.len(), last.item));
+        Sequence { events, targets }
+    }
+
+    /// Uniform distinct items, ascending; all of them where there are not more.
+    pub(super) fn negatives(&self, most: usize, seed: u64, epoch: u64, step: u64) -> Vec<u32> {
+        if self.items <= most {
+            return (0..self.items as u32).collect();
+        }
+        let mut r = rng::stream(seed, Purpose::Negatives, &[epoch, step]);
+        let mut chosen = std::collections::BTreeSet::new();
+        while chosen.len() < most {
+            chosen.insert(rng::below(&mut r, self.items) as u32);
+        }
+        chosen.into_iter().collect()
+    }
+
+    pub(super) fn items(&self) -> usize {
+        self.items
+    }
+}

@@ -1,0 +1,436 @@
+//! The language model with soft tokens of items, and the heads that read it.
+
+use std::collections::{HashMap, HashSet};
+
+use candle_core::{D, Device, Tensor};
+
+use super::config::{Scope, SoftTokens, TmfConfig};
+use super::fusion::{Fused, Fusion, Modality, modalities};
+use super::prompt::{Phrases, Prompt, Symbol, titles, wording};
+use crate::attention::Segments;
+use crate::data::{Dataset, HistoryEvent};
+use crate::error::{Error, Result};
+use crate::graph::index_tensor;
+use crate::layer::Linear;
+use crate::llm::{Decoder, Llm, LlmConfig, Words};
+use crate::ops;
+use crate::params::Params;
+use crate::rng::Stream;
+
+/// Items fused at once when all are.
+const FUSED_AT_ONCE: usize = 1024;
+
+/// Soft tokens of some items, and of the events of some histories.
+pub(super) struct Soft {
+    /// `[rows, d_llm]`.
+    pub(super) tokens: Tensor,
+    /// First row of an item; all items in order when absent.
+    items: Option<HashMap<u32, u32>>,
+    /// First row of each history's first event, where events differ from items.
+    events: Option<Vec<u32>>,
+    /// The items of each history.
+    histories: Vec<Vec<u32>>,
+}
+
+/// What one fusion pass over a batch gives.
+pub(super) struct Batch {
+    pub(super) soft: Soft,
+    /// Item vectors of unit length, `[ids, D]`.
+    pub(super) vectors: Tensor,
+    /// Row of each item in `vectors`.
+    pub(super) row: HashMap<u32, u32>,
+    /// One soft token an item (their mean where there are several), `[ids, d_llm]`.
+    pub(super) spoken: Tensor,
+    pub(super) ids: Vec<u32>,
+}
+
+/// All parts.
+#[derive(Debug)]
+pub(super) struct Net {
+    pub(super) cfg: TmfConfig,
+    pub(super) llm: Llm,
+    /// Low-rank updates, or all weights of a model from scratch.
+    pub(super) llm_params: Params,
+    /// Everything else.
+    pub(super) params: Params,
+    pub(super) phrases: Phrases,
+    pub(super) modalities: Vec<Modality>,
+    pub(super) fusion: Fusion,
+    /// Behaviours' tokens `[behaviours, d_llm]`.
+    behaviors: Tensor,
+    project: (Linear, Linear),
+    query: Linear,
+    /// Root mean square of the embedding table: soft tokens get the size of words.
+    pub(super) scale: f64,
+    slots: usize,
+    dev: Device,
+}
+
+impl Net {
+    /// A fresh net. `words` is the tokenizer of an earlier run of a model from scratch.
+    pub(super) fn new(
+        data: &Dataset,
+        cfg: TmfConfig,
+        words: Option<Words>,
+        seed: u64,
+        dev: &Device,
+    ) -> Result<Self> {
+        cfg.check()?;
+        let mut llm_params = Params::default();
+        let llm = match &cfg.llm {
+            Some(folder) => {
+                let mut llm = Llm::open(folder, dev)?;
+                llm.decoder
+                    .add_lora(&mut llm_params, "lora.", &cfg.lora, seed)?;
+                llm
+            }
+            None => {
+                let words = match words {
+                    Some(words) => words,
+                    None => {
+                        let texts = [wording(data), titles(data)].concat();
+                        Words::train(texts.iter().map(String::as_str), cfg.llm_vocabulary)?
+                    }
+                };
+                let config =
+                    LlmConfig::small(words.len(), cfg.llm_dim, cfg.llm_layers, cfg.llm_context);
+                let decoder = Decoder::random(config, &mut llm_params, "llm.", seed, dev)?;
+                Llm {
+                    decoder,
+                    words,
+                    ends: vec![0],
+                }
+            }
+        };
+        let modalities = modalities(data, &cfg, dev)?;
+        if modalities.is_empty() {
+            return Err(Error::config(
+                "tmf needs at least one modality: features in the data set, or `graph`",
+            ));
+        }
+        let slots = match cfg.soft_tokens {
+            SoftTokens::Pooled => 1,
+            SoftTokens::Each => modalities.len(),
+        };
+        let phrases = Phrases::new(
+            data,
+            &llm,
+            cfg.title_tokens,
+            u8::try_from(slots).map_err(|_| Error::config("too many modalities"))?,
+            cfg.behavior_tokens,
+        )?;
+        let mut params = Params::default();
+        let fusion = Fusion::new(
+            &mut params,
+            &modalities,
+            data.behaviors.len(),
+            &cfg,
+            seed,
+            dev,
+        )?;
+        let (d, wide) = (cfg.dim, llm.decoder.config().hidden_size);
+        let mut linear =
+            |name: &str, a: usize, b: usize| Linear::new(&mut params, name, a, b, seed, dev);
+        let project = (
+            linear("project.up", d, wide)?,
+            linear("project.down", wide, wide)?,
+        );
+        let query = linear("query", wide, d)?;
+        let zero = Tensor::zeros((data.behaviors.len(), wide), candle_core::DType::F32, dev)?;
+        let behaviors = params.add("behaviors", &zero)?;
+        let mut net = Self {
+            cfg,
+            llm,
+            llm_params,
+            params,
+            phrases,
+            modalities,
+            fusion,
+            behaviors,
+            project,
+            query,
+            scale: 1.0,
+            slots,
+            dev: dev.clone(),
+        };
+        net.follow_words()?;
+        Ok(net)
+    }
+
+    /// Starts what depends on the embedding table from it: the tokens of behaviours as the mean of a
+    /// plain word's, and the size of soft tokens.
+    pub(super) fn follow_words(&mut self) -> Result<()> {
+        let table = self.llm.decoder.table().detach();
+        self.scale = f64::from(table.sqr()?.mean_all()?.to_scalar::<f32>()?.sqrt());
+        let rows = (0..self.behaviors.dim(0)?)
+            .map(|b| {
+                let words = self.llm.decoder.embed(self.phrases.behavior_words(b))?;
+                Ok(words.mean_keepdim(0)?.detach())
+            })
+            .collect::<Result<Vec<_>>>()?;
+        self.params.set("behaviors", &Tensor::cat(&rows, 0)?)
+    }
+
+    /// Co-behaviour of the items.
+    pub(super) fn set_graph(&mut self, values: &Tensor, present: Vec<bool>) {
+        if let Some(last) = self.modalities.last_mut().filter(|_| self.cfg.graph) {
+            last.values = values.detach();
+            last.present = present;
+        }
+    }
+
+    /// `s·u/rms(u)`, `u = W₂ GELU(W₁ h)`, one row a slot.
+    fn speak(&self, fused: &Fused) -> Result<Tensor> {
+        let h = match self.cfg.soft_tokens {
+            SoftTokens::Pooled => fused.pooled.clone(),
+            SoftTokens::Each => {
+                let (n, m, d) = fused.rows.dims3()?;
+                fused.rows.reshape((n * m, d))?
+            }
+        };
+        let u = self.project.0.forward(&h)?.gelu_erf()?;
+        let u = self.project.1.forward(&u)?;
+        let rms = (u.sqr()?.mean_keepdim(D::Minus1)? + 1e-6)?.sqrt()?;
+        Ok((u.broadcast_div(&rms)? * self.scale)?)
+    }
+
+    /// Fuses the items of some histories and others, each distinct one once.
+    pub(super) fn batch(
+        &self,
+        histories: &[&[HistoryEvent]],
+        others: &[u32],
+        mut noise: Option<&mut Stream>,
+    ) -> Result<Batch> {
+        let past = histories.iter().flat_map(|h| h.iter().map(|e| e.item));
+        let all: Vec<u32> = past.chain(others.iter().copied()).collect();
+        let (ids, _) = ops::distinct(&all);
+        let row: HashMap<u32, u32> = ids.iter().zip(0..).map(|(&i, r)| (i, r)).collect();
+        let crossed = self
+            .fusion
+            .crossed(&self.modalities, &ids, noise.as_deref_mut())?;
+        let fused = self.fusion.fused(&crossed, noise.as_deref_mut())?;
+        let mut tokens = self.speak(&fused)?;
+        let wide = tokens.dim(1)?;
+        let spoken = tokens.reshape((ids.len(), self.slots, wide))?.mean(1)?;
+        let slots = self.slots as u32;
+        let mut events = None;
+        if self.cfg.scope == Scope::Sequence && histories.iter().any(|h| !h.is_empty()) {
+            let seen: Vec<Vec<(u32, u8)>> = histories
+                .iter()
+                .map(|h| h.iter().map(|e| (row[&e.item], e.behavior)).collect())
+                .collect();
+            let mixed = self.fusion.fused_sequences(&crossed, &seen, noise)?;
+            let mut at = tokens.dim(0)? as u32;
+            tokens = Tensor::cat(&[tokens, self.speak(&mixed)?], 0)?;
+            let mut starts = Vec::with_capacity(histories.len());
+            for h in histories {
+                starts.push(at);
+                at += h.len() as u32 * slots;
+            }
+            events = Some(starts);
+        }
+        let soft = Soft {
+            tokens,
+            items: Some(row.iter().map(|(&i, &r)| (i, r * slots)).collect()),
+            events,
+            histories: items_of(histories),
+        };
+        Ok(Batch {
+            vectors: ops::normalize_rows(&fused.pooled)?,
+            soft,
+            row,
+            spoken,
+            ids,
+        })
+    }
+
+    /// Vectors of unit length `[N, D]` and soft tokens `[N·slots, d_llm]` of all items.
+    pub(super) fn catalogue(&self, items: usize) -> Result<(Tensor, Tensor)> {
+        let ids: Vec<u32> = (0..items as u32).collect();
+        let (mut vectors, mut tokens) = (Vec::new(), Vec::new());
+        for ids in ids.chunks(FUSED_AT_ONCE) {
+            let crossed = self.fusion.crossed(&self.modalities, ids, None)?;
+            let fused = self.fusion.fused(&crossed, None)?;
+            vectors.push(ops::normalize_rows(&fused.pooled)?.detach());
+            tokens.push(self.speak(&fused)?.detach());
+        }
+        Ok((Tensor::cat(&vectors, 0)?, Tensor::cat(&tokens, 0)?))
+    }
+
+    /// Soft tokens for some histories, from those of all items.
+    pub(super) fn soft_of_all(
+        &self,
+        tokens: &Tensor,
+        histories: &[&[HistoryEvent]],
+    ) -> Result<Soft> {
+        if self.cfg.scope == Scope::Sequence {
+            // Events depend on their history: only the candidates could come from the table.
+            let mut soft = self.batch(histories, &[], None)?.soft;
+            if let Some(starts) = &mut soft.events {
+                let before = tokens.dim(0)? as u32;
+                starts.iter_mut().for_each(|s| *s += before);
+            }
+            soft.tokens = Tensor::cat(&[tokens, &soft.tokens], 0)?;
+            soft.items = None;
+            return Ok(soft);
+        }
+        Ok(Soft {
+            tokens: tokens.clone(),
+            items: None,
+            events: None,
+            histories: items_of(histories),
+        })
+    }
+
+    /// Rows of embeddings of prompts, each followed by tokens of an answer. Prompt p belongs to
+    /// history p of `soft`. Gradients reach the table where it is trained, the tokens of behaviours
+    /// and the soft tokens.
+    pub(super) fn embed(
+        &self,
+        prompts: &[Prompt],
+        answers: &[&[u32]],
+        soft: Option<&Soft>,
+    ) -> Result<(Tensor, Segments)> {
+        let slots = self.slots as u32;
+        let mut tokens = Places::default();
+        let mut soft_rows = Places::default();
+        let mut wanted = Vec::new();
+        let mut lengths = Vec::with_capacity(prompts.len());
+        for (p, (prompt, answer)) in prompts.iter().zip(answers).enumerate() {
+            lengths.push(prompt.symbols.len() + answer.len());
+            let answer = answer.iter().map(|&t| Symbol::Token(t));
+            for symbol in prompt.symbols.iter().copied().chain(answer) {
+                wanted.push(match symbol {
+                    Symbol::Token(t) => Source::Token(tokens.place(t)),
+                    Symbol::Behavior(b) => Source::Behavior(u32::from(b)),
+                    Symbol::Item { .. } | Symbol::Event { .. } => {
+                        let soft = soft.ok_or_else(|| {
+                            Error::config("a prompt with soft tokens without their vectors")
+                        })?;
+                        let row = match symbol {
+                            Symbol::Item { item, slot } => {
+                                soft.item(item, slots)? + u32::from(slot)
+                            }
+                            Symbol::Event { at, slot } => {
+                                soft.event(p, at, slots)? + u32::from(slot)
+                            }
+                            _ => 0,
+                        };
+                        Source::Soft(soft_rows.place(row))
+                    }
+                });
+            }
+        }
+        let mut parts = vec![
+            self.llm.decoder.embed(&tokens.order)?,
+            self.behaviors.clone(),
+        ];
+        if let Some(soft) = soft.filter(|_| !soft_rows.order.is_empty()) {
+            let used = index_tensor(&soft_rows.order, &self.dev)?;
+            parts.push(soft.tokens.index_select(&used, 0)?);
+        }
+        let first = tokens.order.len() as u32;
+        let second = first + self.behaviors.dim(0)? as u32;
+        let rows: Vec<u32> = wanted
+            .into_iter()
+            .map(|s| match s {
+                Source::Token(r) => r,
+                Source::Behavior(r) => first + r,
+                Source::Soft(r) => second + r,
+            })
+            .collect();
+        let source = Tensor::cat(&parts, 0)?;
+        let embeds = source.index_select(&index_tensor(&rows, &self.dev)?, 0)?;
+        Ok((embeds, Segments::new(lengths)))
+    }
+
+    /// Vectors of unit length of histories, from the states after their logs, `[n, D]`.
+    pub(super) fn queries(&self, hidden: &Tensor, rows: &[u32]) -> Result<Tensor> {
+        let states = hidden.index_select(&index_tensor(rows, &self.dev)?, 0)?;
+        ops::normalize_rows(&self.query.forward(&states)?)
+    }
+
+    /// Symmetric contrast of soft tokens with the mean embeddings of their titles' tokens.
+    pub(super) fn alignment(&self, batch: &Batch, most: usize) -> Result<Option<Tensor>> {
+        let mut titles = HashSet::new();
+        let rows: Vec<u32> = (0..batch.ids.len() as u32)
+            .filter(|&r| {
+                let title = self.phrases.title(batch.ids[r as usize]);
+                !title.is_empty() && titles.insert(title)
+            })
+            .take(most)
+            .collect();
+        if rows.len() < 2 {
+            return Ok(None);
+        }
+        let said = rows
+            .iter()
+            .map(|&r| {
+                let title = self.phrases.title(batch.ids[r as usize]);
+                Ok(self.llm.decoder.embed(title)?.mean_keepdim(0)?.detach())
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let said = ops::normalize_rows(&Tensor::cat(&said, 0)?)?;
+        let soft = batch
+            .spoken
+            .index_select(&index_tensor(&rows, &self.dev)?, 0)?;
+        let soft = ops::normalize_rows(&soft)?;
+        let n = rows.len();
+        let positive: Vec<u32> = (0..n as u32).collect();
+        let weight = vec![1.0 / n as f32; n];
+        let a = ops::info_nce(&soft, &said, &positive, &weight, ALIGN_TEMPERATURE)?;
+        let b = ops::info_nce(&said, &soft, &positive, &weight, ALIGN_TEMPERATURE)?;
+        Ok(Some(((a + b)? * 0.5)?))
+    }
+}
+
+/// Temperature of the alignment of soft tokens with titles.
+const ALIGN_TEMPERATURE: f64 = 0.07;
+
+fn items_of(histories: &[&[HistoryEvent]]) -> Vec<Vec<u32>> {
+    histories
+        .iter()
+        .map(|h| h.iter().map(|e| e.item).collect())
+        .collect()
+}
+
+enum Source {
+    Token(u32),
+    Behavior(u32),
+    Soft(u32),
+}
+
+/// Distinct numbers in first-seen order.
+#[derive(Default)]
+struct Places {
+    order: Vec<u32>,
+    at: HashMap<u32, u32>,
+}
+
+impl Places {
+    fn place(&mut self, x: u32) -> u32 {
+        *self.at.entry(x).or_insert_with(|| {
+            self.order.push(x);
+            self.order.len() as u32 - 1
+        })
+    }
+}
+
+impl Soft {
+    fn item(&self, item: u32, slots: u32) -> Result<u32> {
+        match &self.items {
+            None => Ok(item * slots),
+            Some(rows) => rows
+                .get(&item)
+                .copied()
+                .ok_or_else(|| Error::config(format!("item {item} has no soft token"))),
+        }
+    }
+
+    fn event(&self, history: usize, at: u32, slots: u32) -> Result<u32> {
+        match &self.events {
+            Some(starts) => Ok(starts[history] + at * slots),
+            None => self.item(self.histories[history][at as usize], slots),
+        }
+    }
+}
