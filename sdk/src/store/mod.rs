@@ -191,23 +191,17 @@ impl BundleStore {
         Ok(store)
     }
 
-    /// Checks the bundle, or the delta, in folder `source`, copies it, and makes it the current one; `source` is
-    /// left alone. Sessions that are open stay with the bundle that they have. To install the
+    /// Checks the bundle, or the delta, in folder `source`, copies it, and makes it the current one;
+    /// `source` is left alone. Sessions that are open stay with the bundle that they have. To install the
     /// current bundle again changes nothing.
     ///
     /// # Errors
     /// As [`BundleStore::stage`]; nothing is changed then.
     pub fn install(&self, source: impl AsRef<Path>) -> Result<StoredBundle> {
         let installing = self.installing()?;
-        let staged = self.take_in(source.as_ref())?;
-        let lock = self.lock(true)?;
-        let mut state = self.state()?;
-        if state.staged.as_ref() == Some(&staged) {
-            self.switch(&mut state)?;
-        }
-        drop(lock);
+        let slot = self.take_in(source.as_ref(), true)?;
         self.sweep(&installing)?;
-        Ok(self.describe(&staged))
+        Ok(self.describe(&slot))
     }
 
     /// Checks and copies as [`BundleStore::install`], but leaves the switch to
@@ -217,11 +211,11 @@ impl BundleStore {
     /// [`Error::StoreBusy`]; [`Error::Signature`], [`Error::UntrustedKey`]; [`Error::OtherBundle`],
     /// [`Error::OldBundle`], [`Error::Expired`]; [`Error::NotAFile`], [`Error::UnlistedFile`],
     /// [`Error::FileSize`], [`Error::BundleTooLarge`], [`Error::NoSpace`]; for a delta
-    /// [`Error::OtherBase`] and [`Error::Delta`]; [`Error::Digest`] and all errors of [`Bundle::open`], [`Bundle::verify`] and of loading its towers;
-    /// [`Error::ProbeFailed`]; [`Error::Io`]. Nothing is changed then.
+    /// [`Error::OtherBase`] and [`Error::Delta`]; [`Error::Digest`] and all errors of
+    /// [`Bundle::open`], [`Bundle::verify`] and of loading its towers; [`Error::ProbeFailed`]; [`Error::Io`]. Nothing is changed then.
     pub fn stage(&self, source: impl AsRef<Path>) -> Result<StoredBundle> {
         let installing = self.installing()?;
-        let staged = self.take_in(source.as_ref())?;
+        let staged = self.take_in(source.as_ref(), false)?;
         self.sweep(&installing)?;
         Ok(self.describe(&staged))
     }
@@ -234,7 +228,9 @@ impl BundleStore {
     pub fn activate(&self) -> Result<StoredBundle> {
         let installing = self.installing()?;
         let lock = self.lock(true)?;
-        let slot = self.switch(&mut self.state()?)?;
+        let mut state = self.state()?;
+        let slot = state.advance().ok_or_else(|| self.none("staged"))?;
+        state.write(&self.pointer())?;
         drop(lock);
         self.sweep(&installing)?;
         Ok(self.describe(&slot))
@@ -315,7 +311,8 @@ impl BundleStore {
         self.sweep(&self.installing()?)
     }
 
-    fn take_in(&self, source: &Path) -> Result<Slot> {
+    /// Checks and copies what is in `source`; it is staged then, or current if `at_once`.
+    fn take_in(&self, source: &Path, at_once: bool) -> Result<Slot> {
         let offer = Offer::read(source, &self.options.keys)?;
         let (id, version) = (&offer.manifest.bundle_id, offer.manifest.bundle_version);
         if *id != self.options.bundle_id {
@@ -332,6 +329,12 @@ impl BundleStore {
         };
         let known = [&state.current, &state.staged].into_iter().flatten();
         if let Some(slot) = known.into_iter().find(|s| s.digest == offer.digest) {
+            if at_once && state.staged.as_ref() == Some(slot) {
+                let _lock = self.lock(true)?;
+                let mut state = self.state()?;
+                state.advance();
+                state.write(&self.pointer())?;
+            }
             return Ok(slot.clone());
         }
         if let Some(newest) = state.newest(|key| self.trusts(key))
@@ -373,6 +376,9 @@ impl BundleStore {
         let mut state = self.state()?;
         state.staged = Some(slot.clone());
         state.raise(&slot.key, version, |key| self.trusts(key));
+        if at_once {
+            state.advance();
+        }
         state.write(&self.pointer())?;
         let _ = copy.keep();
         Ok(slot)
@@ -397,14 +403,6 @@ impl BundleStore {
             folder,
             delta,
         }))
-    }
-
-    /// Staged becomes current, current previous. The caller holds the lock.
-    fn switch(&self, state: &mut State) -> Result<Slot> {
-        let slot = state.staged.take().ok_or_else(|| self.none("staged"))?;
-        state.previous = state.current.replace(slot.clone());
-        state.write(&self.pointer())?;
-        Ok(slot)
     }
 
     /// Opens the current bundle `slot` and notes whether it works.

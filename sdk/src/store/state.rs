@@ -75,6 +75,13 @@ impl State {
         replace_file(path, &frame::wrap(MAGIC, VERSION, &payload))
     }
 
+    /// Staged becomes current, current previous.
+    pub(super) fn advance(&mut self) -> Option<Slot> {
+        let slot = self.staged.take()?;
+        self.previous = self.current.replace(slot.clone());
+        Some(slot)
+    }
+
     pub(super) fn slots(&self) -> impl Iterator<Item = &Slot> {
         let slots = [&self.current, &self.previous, &self.staged];
         slots.into_iter().flatten()
