@@ -209,11 +209,17 @@ fn bits(list: &[Recommendation]) -> Vec<(u32, u32)> {
     list.iter().map(|r| (r.row, r.score.to_bits())).collect()
 }
 
+/// Where the item of an event was found, from 0.
+struct Found {
+    fixed: Option<usize>,
+    adapted: Option<usize>,
+    liked: bool,
+}
+
 /// Places found so far.
 struct Tally {
     k: usize,
-    /// In the fixed list, in the adapted one, and whether the user liked the item.
-    places: Vec<(Option<usize>, Option<usize>, bool)>,
+    places: Vec<Found>,
     micros: Vec<f64>,
     feedbacks: usize,
     restored: bool,
@@ -233,15 +239,19 @@ impl Tally {
     /// Counts an event; places beyond k are misses.
     fn count(&mut self, fixed: Option<usize>, adapted: Option<usize>, liked: bool) {
         let within = |place: Option<usize>| place.filter(|&p| p < self.k);
-        self.places.push((within(fixed), within(adapted), liked));
+        self.places.push(Found {
+            fixed: within(fixed),
+            adapted: within(adapted),
+            liked,
+        });
     }
 
     fn compare(&self, count: impl Fn(bool) -> bool) -> Comparison {
-        let events: Vec<_> = self.places.iter().filter(|p| count(p.2)).collect();
+        let events: Vec<&Found> = self.places.iter().filter(|p| count(p.liked)).collect();
         let n = events.len().max(1) as f64;
         // One item is looked for, so the ideal gain is 1 and recall is the hit rate.
         let gain = |place: Option<usize>| place.map_or(0.0, |p| 1.0 / (p as f64 + 2.0).log2());
-        let metrics = |side: &dyn Fn(&(Option<usize>, Option<usize>, bool)) -> Option<usize>| {
+        let metrics = |side: fn(&Found) -> Option<usize>| {
             let places = || events.iter().map(|e| side(e));
             let hits = places().flatten().count() as f64;
             let reciprocal: f64 = places().flatten().map(|p| 1.0 / (p as f64 + 1.0)).sum();
@@ -252,13 +262,13 @@ impl Tally {
                 (format!("ndcg@{k}"), places().map(gain).sum::<f64>() / n),
             ])
         };
-        let (fixed, adapted) = (metrics(&|e| e.0), metrics(&|e| e.1));
+        let (fixed, adapted) = (metrics(|e| e.fixed), metrics(|e| e.adapted));
         let name = format!("ndcg@{}", self.k);
         let (before, after) = (fixed[&name], adapted[&name]);
         let mean = after - before;
         let squares = events
             .iter()
-            .map(|e| (gain(e.1) - gain(e.0) - mean).powi(2))
+            .map(|e| (gain(e.adapted) - gain(e.fixed) - mean).powi(2))
             .sum::<f64>();
         let relative = |x: f64| if before > 0.0 { x / before } else { 0.0 };
         Comparison {
