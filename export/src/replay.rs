@@ -167,6 +167,7 @@ fn replay_user(
         let feedback = feedback_of(behavior);
         // Vectors follow a history step by step; at the same steps, they have the same bits.
         fixed.user_vector()?;
+        learning.user_vector()?;
         let list = if new {
             learning.recommend(&query)?
         } else {
@@ -301,5 +302,47 @@ impl Tally {
             },
             restored: self.restored,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Static at places 1 and 3 of 10 and twice not at all, adapted at 1, 1, 7 and not at all:
+    /// ndcg 1, 1/2, 0, 0 against 1, 1, 1/3, 0.
+    #[test]
+    fn metrics_by_hand() {
+        let mut tally = Tally::new(10);
+        tally.count(Some(0), Some(0), true);
+        tally.count(Some(2), Some(0), false);
+        tally.count(None, Some(6), true);
+        tally.count(Some(10), None, true);
+        let all = tally.compare(|_| true);
+        assert_eq!(all.events, 4);
+        let close = |got: f64, want: f64| assert!((got - want).abs() < 1e-12, "{got} {want}");
+        close(all.fixed["ndcg@10"], 1.5 / 4.0);
+        close(all.adapted["ndcg@10"], (7.0 / 3.0) / 4.0);
+        close(all.fixed["hit@10"], 2.0 / 4.0);
+        close(all.adapted["mrr@10"], (2.0 + 1.0 / 7.0) / 4.0);
+        close(all.gain, (7.0 / 3.0) / 1.5 - 1.0);
+        // Differences 0, 1/2, 1/3, 0 around their mean 5/24.
+        let mean = 5.0f64 / 24.0;
+        let squares = [0.0, 0.5, 1.0 / 3.0, 0.0].map(|d: f64| (d - mean).powi(2));
+        let error = (squares.iter().sum::<f64>() / 16.0).sqrt() / (1.5 / 4.0);
+        close(all.gain_error, error);
+        let liked = tally.compare(|liked| liked);
+        assert_eq!(liked.events, 3);
+        close(liked.fixed["ndcg@10"], 1.0 / 3.0);
+    }
+
+    #[test]
+    fn behaviours_say_what_they_are_called() {
+        assert_eq!(feedback_of("dislike"), Some(Feedback::Disliked));
+        assert_eq!(feedback_of("skip"), Some(Feedback::Skipped));
+        assert_eq!(feedback_of("neutral"), None);
+        for positive in ["any", "view", "buy", "like"] {
+            assert_eq!(feedback_of(positive), Some(Feedback::Positive));
+        }
     }
 }

@@ -171,6 +171,21 @@ fn the_whole_path() -> Outcome {
         assert_eq!(bundle[key], run[key], "{key}");
     }
     assert_eq!(bundle["metrics"], made["metrics"]);
+    let replay = ["--bundle", "shop.tercet", "--replay", "--warm-up", "3"];
+    let replay = json(dir, &[&evaluate[..], &replay].concat())?;
+    assert_eq!(replay["restored"], true);
+    assert!(
+        replay["events"].as_u64() > Some(0) && replay["feedbacks_per_event"].as_f64() > Some(9.0)
+    );
+    assert_eq!(replay["positive"]["events"], replay["events"]);
+    for side in ["static", "adapted"] {
+        assert!(replay[side]["ndcg@10"].is_number(), "{side}");
+    }
+    fails(
+        dir,
+        2,
+        &[&evaluate[..], &["--run", "student", "--replay"]].concat(),
+    )?;
     fails(dir, 2, &["evaluate", "--data", "shop"])?;
     let unknown = ["--run", "student", "--set", "score_by=id"];
     fails(dir, 1, &[&evaluate[..], &unknown].concat())?;

@@ -52,9 +52,9 @@ fn feedback_moves_items_like_it_by_its_weight_and_fades() {
     let before = session(&bundle, false).rank(&all).unwrap();
     // Mean square norm 4; one unit of weight is 2 · 2 / 4 = 1 in the score of an item alike.
     for (feedback, weight) in [
-        (Feedback::Positive, 0.15f32),
-        (Feedback::Skipped, -0.015),
-        (Feedback::Disliked, -0.1),
+        (Feedback::Positive, 0.3f32),
+        (Feedback::Skipped, -0.01),
+        (Feedback::Disliked, -0.05),
     ] {
         let mut s = session(&bundle, true);
         assert_eq!(
@@ -67,7 +67,7 @@ fn feedback_moves_items_like_it_by_its_weight_and_fades() {
             assert!((moved - weight).abs() < 1e-6, "{feedback:?} {like} {moved}");
         }
         assert_eq!(score(&after, "y-0"), score(&before, "y-0"));
-        // Skips do not age what was said before, 13 others make a quarter of it: two half-lives.
+        // Skips do not age what was said before, others do: 13 are two half-lives.
         for _ in 0..3 {
             s.feedback("nothing-1", Feedback::Skipped, None).unwrap();
         }
@@ -127,7 +127,7 @@ fn forgetting_restores_the_static_ranking_to_the_bit() {
 }
 
 #[test]
-fn the_list_alone_decides_and_is_bounded() {
+fn the_list_alone_decides() {
     let (_folder, _, bundle) = bundle(60, Scheme::Int8);
     let given: Vec<(String, Feedback)> = (0..MAX_FEEDBACK + 100)
         .map(|i| {
@@ -145,7 +145,14 @@ fn the_list_alone_decides_and_is_bounded() {
         .kept_feedback()
         .map(|(item, kind, _)| (item.to_string(), kind))
         .collect();
-    assert_eq!(kept, given[100..]);
+    assert_eq!(kept.len(), MAX_FEEDBACK);
+    // A third are skips; the others make room.
+    let skips = |list: &[(String, Feedback)]| {
+        let skips = list.iter().filter(|(_, kind)| *kind == Feedback::Skipped);
+        skips.count()
+    };
+    assert_eq!(skips(&kept), skips(&given));
+    assert_eq!(kept.last(), given.last());
     let mut rebuilt = session(&bundle, true);
     for (item, kind) in &kept {
         rebuilt.feedback(item, *kind, None).unwrap();
@@ -154,6 +161,27 @@ fn the_list_alone_decides_and_is_bounded() {
         grown.ranking_vector().unwrap(),
         rebuilt.ranking_vector().unwrap()
     );
+}
+
+#[test]
+fn the_list_is_bounded_and_skips_do_not_take_all_of_it() {
+    let (_folder, _, bundle) = bundle(30, Scheme::Int8);
+    let mut s = session(&bundle, true);
+    let count = |s: &Session, kind| s.kept_feedback().filter(|(_, k, _)| *k == kind).count();
+    s.feedback("item-0", Feedback::Disliked, None).unwrap();
+    for i in 0..4 * MAX_FEEDBACK {
+        let item = format!("item-{}", i % 30);
+        s.feedback(&item, Feedback::Skipped, None).unwrap();
+    }
+    assert_eq!(s.kept_feedback().count(), MAX_FEEDBACK);
+    assert_eq!(count(&s, Feedback::Disliked), 1);
+    for i in 0..2 * MAX_FEEDBACK {
+        let item = format!("item-{}", i % 30);
+        s.feedback(&item, Feedback::Positive, None).unwrap();
+    }
+    assert_eq!(count(&s, Feedback::Disliked), 0);
+    assert_eq!(count(&s, Feedback::Skipped), MAX_FEEDBACK / 2);
+    assert_eq!(count(&s, Feedback::Positive), MAX_FEEDBACK / 2);
 }
 
 #[test]
