@@ -134,9 +134,10 @@ impl Llm {
                 break;
             }
             out.push(next);
+            let all = 0..rows;
             let past = Past {
                 kv: &kv,
-                ranges: &[0..rows],
+                ranges: std::slice::from_ref(&all),
             };
             let embeds = self.decoder.embed(&[next])?;
             let (hidden, new) =

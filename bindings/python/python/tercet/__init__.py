@@ -12,6 +12,7 @@ from ._bundle import Bundle, Info, open
 from ._evaluate import Split, evaluate, read_split
 from ._native import (
     Because,
+    BusyError,
     ClosedError,
     CorruptBundleError,
     CorruptSnapshotError,
@@ -32,6 +33,7 @@ from ._native import (
 __all__ = [
     "Because",
     "Bundle",
+    "BusyError",
     "ClosedError",
     "CorruptBundleError",
     "CorruptSnapshotError",

@@ -17,7 +17,7 @@ extension TercetError {
         case .Closed(let reason), .InvalidArgument(let reason), .UnknownItem(let reason),
             .NotFound(let reason), .IncompatibleBundle(let reason), .CorruptBundle(let reason),
             .CorruptSnapshot(let reason), .Unsupported(let reason), .Listener(let reason),
-            .Io(let reason), .Internal(let reason):
+            .Io(let reason), .Internal(let reason), .Busy(let reason):
             return reason
         }
     }
@@ -36,6 +36,7 @@ extension TercetError {
         case .Listener: return "The change stands; repair the listener."
         case .Io: return "Free space, check permissions, and try again."
         case .Internal: return "Close this, open the bundle again, and report the reason."
+        case .Busy: return "Close what uses the file, then try again."
         }
     }
 

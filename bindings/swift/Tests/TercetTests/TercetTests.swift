@@ -22,6 +22,7 @@ private func caseName(_ error: any Error) -> String {
     case .Listener: return "Listener"
     case .Io: return "Io"
     case .Internal: return "Internal"
+    case .Busy: return "Busy"
     }
 }
 

@@ -46,6 +46,7 @@ private fun TercetException.reasonText(): String = when (this) {
     is TercetException.Listener -> reason
     is TercetException.Io -> reason
     is TercetException.Internal -> reason
+    is TercetException.Busy -> reason
 }
 
 // -- the scenario -------------------------------------------------------------------------------
