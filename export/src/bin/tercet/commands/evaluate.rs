@@ -47,7 +47,7 @@ pub(crate) struct Args {
     set: Vec<String>,
     /// Replay held-out events in order of time, with and without learning from the user on the
     /// device: next-event ranking by a session, the first of the cut-offs.
-    #[arg(long, requires = "bundle", conflicts_with = "slices")]
+    #[arg(long, conflicts_with_all = ["run", "slices", "set"])]
     replay: bool,
     /// Items that the replayed app shows at a time; those not chosen are told as skipped. 0: it
     /// tells nothing of them.
