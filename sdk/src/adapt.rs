@@ -278,7 +278,7 @@ impl Session {
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] unless the session was opened with
-    /// [`SessionOptions::adapt`](crate::SessionOptions::adapt), and for an empty or overlong key;
+    /// [`SessionOptions::adapt`](method@crate::SessionOptions::adapt), and for an empty or overlong key;
     /// [`Error::CorruptTensor`]. Nothing is changed then.
     pub fn feedback(
         &mut self,
