@@ -58,8 +58,9 @@ pub struct TmfConfig {
     pub graph_batch: usize,
     /// Weight λ of the squared norm of its vectors.
     pub graph_reg: f64,
-    /// Weight of each behaviour in its loss, by name; others have 0.3, the behaviour to predict 1.
-    pub graph_weights: BTreeMap<String, f64>,
+    /// Weight of each behaviour as something to predict, in the losses of the graph encoder and of
+    /// histories, by name; others have 0.3, those to predict 1.
+    pub behavior_weights: BTreeMap<String, f64>,
     /// Whether items that follow one another are a relation too.
     pub transitions: bool,
 
@@ -103,6 +104,9 @@ pub struct TmfConfig {
     pub fusion_first: f64,
     /// Weight of the vectors' loss beside the answers'.
     pub vector_weight: f64,
+    /// Whether a history's vector begins with the mean of its items' vectors, to which the language
+    /// model adds.
+    pub past_vectors: bool,
     /// Temperature τ_s of the vectors' scores.
     pub temperature: f64,
     /// Uniform negatives of the vectors' loss; all items where there are fewer.
@@ -207,7 +211,7 @@ impl Default for TmfConfig {
             graph_lr: 5e-3,
             graph_batch: 2048,
             graph_reg: 1e-4,
-            graph_weights: [("view", 0.2), ("cart", 0.3), ("buy", 1.0)]
+            behavior_weights: [("view", 0.2), ("cart", 0.3), ("buy", 1.0)]
                 .map(|(k, v)| (k.to_owned(), v))
                 .into(),
             transitions: true,
@@ -230,6 +234,7 @@ impl Default for TmfConfig {
             curriculum: Curriculum::Levels,
             fusion_first: 0.05,
             vector_weight: 0.5,
+            past_vectors: true,
             temperature: 0.07,
             negatives: 512,
             align_weight: 0.1,
@@ -242,6 +247,12 @@ impl Default for TmfConfig {
 }
 
 impl TmfConfig {
+    /// Weight of a behaviour as something to predict.
+    pub(super) fn behavior_weight(&self, name: &str, is_target: bool) -> f64 {
+        let usual = if is_target { 1.0 } else { 0.3 };
+        self.behavior_weights.get(name).copied().unwrap_or(usual)
+    }
+
     /// Checks ranges.
     ///
     /// # Errors

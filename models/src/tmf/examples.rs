@@ -21,8 +21,16 @@ pub(super) struct Example {
 #[derive(Debug, Clone)]
 pub(super) struct Sequence {
     pub(super) events: Vec<HistoryEvent>,
-    /// Items by the number of events that come before them in `events`.
-    pub(super) targets: Vec<(usize, u32)>,
+    /// What is to be predicted.
+    pub(super) targets: Vec<Target>,
+}
+
+/// An item to be predicted from the first `known` events of a sequence.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Target {
+    pub(super) known: usize,
+    pub(super) item: u32,
+    pub(super) weight: f32,
 }
 
 /// Where examples come from: training rows alone.
@@ -36,10 +44,12 @@ pub(super) struct Examples {
     ordered: bool,
     items: usize,
     is_target: Vec<bool>,
+    /// Weight of each behaviour as something to predict.
+    weights: Vec<f32>,
 }
 
 impl Examples {
-    pub(super) fn new(data: &Dataset) -> Result<Self> {
+    pub(super) fn new(data: &Dataset, cfg: &TmfConfig) -> Result<Self> {
         let histories: Vec<Vec<HistoryEvent>> = (0..data.num_users() as u32)
             .map(|u| data.history(u, Split::Valid))
             .collect();
@@ -75,6 +85,12 @@ impl Examples {
             histories,
             ordered: data.ordered,
             items: data.num_items(),
+            weights: data
+                .behaviors
+                .iter()
+                .zip(&is_target)
+                .map(|(name, &target)| cfg.behavior_weight(name, target) as f32)
+                .collect(),
             is_target,
         })
     }
@@ -141,17 +157,22 @@ impl Examples {
         let mut events = self.before(user, at, &mut r);
         let cut = events.len().saturating_sub(cfg.sequence_window);
         events.drain(..cut);
-        let mut targets: Vec<(usize, u32)> = events
+        let target = |known: usize, e: HistoryEvent| Target {
+            known,
+            item: e.item,
+            weight: self.weights[e.behavior as usize],
+        };
+        let mut targets: Vec<Target> = events
             .iter()
             .enumerate()
             // Before the first event of a cut window there was something.
             .filter(|(k, e)| (*k > 0 || cut == 0) && self.is_target[e.behavior as usize])
-            .map(|(k, e)| (k, e.item))
+            .map(|(k, e)| target(k, *e))
             .collect();
         if last_only {
             targets.clear();
         }
-        targets.push((events.len(), last.item));
+        targets.push(target(events.len(), last));
         Sequence { events, targets }
     }
 

@@ -213,8 +213,17 @@ fn edges(rows: &Csr) -> impl Iterator<Item = (u32, u32)> + Clone + '_ {
     (0..rows.rows() as u32).flat_map(|u| rows.row(u).iter().map(move |&i| (u, i)))
 }
 
-/// Vectors of items `[N, d]` by co-behaviour, and which items have any. Nothing but training rows is
-/// learnt from; the epoch is chosen on validation rows.
+/// What co-behaviour says about items.
+pub(super) struct CoBehavior {
+    /// `[N, d]`, standardised, zero for items without any.
+    pub(super) vectors: Tensor,
+    /// Items that have any.
+    pub(super) present: Vec<bool>,
+    /// recall@20 of the encoder's own scores on validation rows.
+    pub(super) recall: Option<f64>,
+}
+
+/// Learns co-behaviour from training rows alone; the epoch is chosen on validation rows.
 ///
 /// # Errors
 /// [`crate::Error::Interrupted`] when the monitor asks to stop.
@@ -224,7 +233,7 @@ pub(super) fn encode(
     seed: u64,
     dev: &Device,
     monitor: &mut Monitor<'_>,
-) -> Result<(Tensor, Vec<bool>)> {
+) -> Result<CoBehavior> {
     let (users, items) = (data.num_users(), data.num_items());
     let mut relations = Vec::new();
     let mut behaviors = Vec::new();
@@ -235,8 +244,7 @@ pub(super) fn encode(
         }
         let matrix = normalized_bipartite(users, items, edges(&rows), false)?;
         relations.push(Relation::new(matrix, cfg.graph_layers));
-        let usual = if data.is_target(b as u8) { 1.0 } else { 0.3 };
-        let weight = cfg.graph_weights.get(name).copied().unwrap_or(usual);
+        let weight = cfg.behavior_weight(name, data.is_target(b as u8));
         behaviors.push(Behavior { rows, weight });
     }
     let warm: Vec<bool> = {
@@ -248,7 +256,11 @@ pub(super) fn encode(
     };
     if behaviors.is_empty() {
         let none = Tensor::zeros((items, cfg.graph_dim), DType::F32, dev)?;
-        return Ok((none, warm));
+        return Ok(CoBehavior {
+            vectors: none,
+            present: warm,
+            recall: None,
+        });
     }
     if cfg.transitions && data.ordered {
         relations.push(Relation::new(transitions(data)?, 1));
@@ -325,12 +337,16 @@ pub(super) fn encode(
             }
         }
     }
-    let nodes = match best {
-        Some((_, nodes)) => nodes,
-        None => encoder.nodes()?.detach(),
+    let (recall, nodes) = match best {
+        Some((value, nodes)) => (Some(value), nodes),
+        None => (None, encoder.nodes()?.detach()),
     };
     let vectors = nodes.narrow(0, users, items)?.contiguous()?;
-    Ok((standardised(&vectors, &warm)?, warm))
+    Ok(CoBehavior {
+        vectors: standardised(&vectors, &warm)?,
+        present: warm,
+        recall,
+    })
 }
 
 /// Columns of mean zero and unit deviation over the items that have any; zero rows for the others.

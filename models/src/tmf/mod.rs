@@ -28,9 +28,12 @@
 //!
 //! # Vectors
 //!
-//! `score = cos(W_q s, h)/τ_s` of the state s after the log and the item vector h ranks a whole
-//! catalogue and is what a student is taught by. The loss is a softmax over uniformly drawn items;
-//! their logits are raised by log(N/K), as if all N were there.
+//! `score = cos(q, h)/τ_s` of a history's and an item's vector ranks a whole catalogue and is what a
+//! student is taught by. `q = W_q s/|W_q s| + g·m/|m|`: s is the state at the end of the log, and m
+//! the mean of the item vectors in it, each behaviour with a learnt weight. A small model trained from
+//! scratch would otherwise spend most of its training on learning to average
+//! ([`TmfConfig::past_vectors`]). The loss is a softmax over uniformly drawn items; their logits are
+//! raised by log(N/K), as if all N were there.
 
 pub mod answers;
 pub mod config;
@@ -132,7 +135,7 @@ impl<'a> Tmf<'a> {
         Ok(Self {
             adam: Adam::new(&net.params, lr, decay)?,
             llm_adam: Adam::new(&net.llm_params, lr, 0.0)?,
-            examples: Examples::new(data)?,
+            examples: Examples::new(data, &net.cfg)?,
             data,
             net,
             seed,
@@ -280,18 +283,20 @@ impl<'a> Tmf<'a> {
         Ok(((loss * n as f64)?, hidden, starts))
     }
 
-    /// Softmax over drawn items and each row's own target.
+    /// Softmax over drawn items and each row's own target, by the targets' weights.
     fn vector_loss(
         &self,
         queries: &Tensor,
-        targets: &[u32],
+        targets: &[(u32, f32)],
         negatives: &[u32],
         batch: &Batch,
     ) -> Result<Tensor> {
+        let total: f32 = targets.iter().map(|t| t.1).sum();
+        let scale = targets.len() as f32 / total.max(1e-6);
         let mut columns = negatives.to_vec();
         let mut extra: Vec<u32> = targets
             .iter()
-            .copied()
+            .map(|t| t.0)
             .filter(|t| negatives.binary_search(t).is_err())
             .collect();
         extra.sort_unstable();
@@ -318,12 +323,15 @@ impl<'a> Tmf<'a> {
         // Others' targets would be too frequent among the candidates.
         let closed = targets
             .iter()
-            .map(|t| {
+            .map(|(t, _)| {
                 let others = extra.iter().filter(|e| *e != t);
                 others.map(|&e| column(e)).collect()
             })
             .collect();
-        let targets = targets.iter().map(|&t| vec![(column(t), 1.0)]).collect();
+        let targets = targets
+            .iter()
+            .map(|&(t, w)| vec![(column(t), w * scale)])
+            .collect();
         ops::softmax_cross_entropy(&scores, targets, closed)
     }
 
@@ -344,12 +352,7 @@ impl<'a> Tmf<'a> {
             .collect();
         let mut others = negatives.to_vec();
         others.extend(questions.iter().flat_map(|q| &q.example.shelf));
-        let seen: &[&[HistoryEvent]] = if level == Level::Words {
-            &[]
-        } else {
-            &histories
-        };
-        let batch = self.net.batch(seen, &others, Some(noise))?;
+        let batch = self.net.batch(&histories, &others, Some(noise))?;
         let soft = (level != Level::Words).then_some(&batch);
         let (answers, hidden, starts) = self.answer_loss(questions, soft, false, noise)?;
         means.add(0, scalar(&answers)?, share);
@@ -360,8 +363,11 @@ impl<'a> Tmf<'a> {
                 .zip(starts)
                 .map(|(q, start)| (start + q.prompt.log_end()) as u32)
                 .collect();
-            let queries = self.net.queries(&hidden, &rows)?;
-            let targets: Vec<u32> = questions.iter().map(|q| q.example.target).collect();
+            let row = |i: u32| batch.row[&i];
+            let (net, table) = (&self.net, &batch.vectors);
+            let queries = net.queries(&hidden, &rows, &histories, table, row)?;
+            let targets: Vec<(u32, f32)> =
+                questions.iter().map(|q| (q.example.target, 1.0)).collect();
             let vectors = self.vector_loss(&queries, &targets, negatives, &batch)?;
             means.add(1, scalar(&vectors)?, share);
             loss = (loss + (vectors * cfg.vector_weight)?)?;
@@ -391,13 +397,12 @@ impl<'a> Tmf<'a> {
         let histories: Vec<&[HistoryEvent]> =
             sequences.iter().map(|s| s.events.as_slice()).collect();
         let mut others = negatives.to_vec();
-        others.extend(sequences.iter().flat_map(|s| s.targets.iter().map(|t| t.1)));
-        let seen: &[&[HistoryEvent]] = if level == Level::Words {
-            &[]
-        } else {
-            &histories
-        };
-        let batch = self.net.batch(seen, &others, Some(noise))?;
+        others.extend(
+            sequences
+                .iter()
+                .flat_map(|s| s.targets.iter().map(|t| t.item)),
+        );
+        let batch = self.net.batch(&histories, &others, Some(noise))?;
         let prompts: Vec<Prompt> = histories
             .iter()
             .map(|h| self.net.phrases.log(h, level))
@@ -407,16 +412,20 @@ impl<'a> Tmf<'a> {
         let (embeds, segments) = self.net.embed(&prompts, &none, soft)?;
         let decoder = &self.net.llm.decoder;
         let (hidden, _) = decoder.forward(&embeds, &segments, None, Some(noise))?;
-        let (mut rows, mut targets) = (Vec::new(), Vec::new());
+        let (mut rows, mut targets, mut pasts) = (Vec::new(), Vec::new(), Vec::new());
         let mut start = 0;
         for ((s, p), &n) in sequences.iter().zip(&prompts).zip(segments.lengths()) {
-            for &(known, item) in &s.targets {
-                rows.push((start + p.line_ends[known]) as u32);
-                targets.push(item);
+            for t in &s.targets {
+                rows.push((start + p.line_ends[t.known]) as u32);
+                targets.push((t.item, t.weight));
+                pasts.push(&s.events[..t.known]);
             }
             start += n;
         }
-        let queries = self.net.queries(&hidden, &rows)?;
+        let row = |i: u32| batch.row[&i];
+        let queries = self
+            .net
+            .queries(&hidden, &rows, &pasts, &batch.vectors, row)?;
         let loss = self.vector_loss(&queries, &targets, negatives, &batch)?;
         means.add(3, scalar(&loss)?, 1.0);
         self.gradients(&loss)
@@ -448,11 +457,13 @@ impl<'a> Tmf<'a> {
     }
 
     /// Stages 0 and 1.
-    fn warm_up(&mut self, monitor: &mut Monitor<'_>) -> Result<Means> {
+    fn warm_up(&mut self, monitor: &mut Monitor<'_>) -> Result<EpochLosses> {
+        let mut recall = None;
         if self.net.cfg.graph {
             let cfg = &self.net.cfg;
-            let (values, present) = graph::encode(self.data, cfg, self.seed, &self.dev, monitor)?;
-            self.net.set_graph(&values, present);
+            let co = graph::encode(self.data, cfg, self.seed, &self.dev, monitor)?;
+            self.net.set_graph(&co.vectors, co.present);
+            recall = co.recall.map(|r| ("graph_recall@20", r));
         }
         let mut means = Means::default();
         let (steps, size) = (self.net.cfg.warmup_steps as u64, self.net.cfg.batch as u64);
@@ -476,7 +487,9 @@ impl<'a> Tmf<'a> {
             }
         }
         self.net.follow_words()?;
-        Ok(means)
+        let mut report = means.report();
+        report.extend(recall);
+        Ok(report)
     }
 
     /// An epoch of stage 2.
@@ -586,11 +599,10 @@ impl Learner for Tmf<'_> {
     }
 
     fn train_epoch(&mut self, epoch: u64, monitor: &mut Monitor<'_>) -> Result<EpochLosses> {
-        let means = match epoch {
-            0 => self.warm_up(monitor)?,
-            _ => self.tune(epoch, monitor)?,
-        };
-        Ok(means.report())
+        match epoch {
+            0 => self.warm_up(monitor),
+            _ => Ok(self.tune(epoch, monitor)?.report()),
+        }
     }
 
     fn inference(&self) -> Result<TensorMap> {

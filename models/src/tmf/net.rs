@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use candle_core::{D, Device, Tensor};
 
-use super::config::{Scope, SoftTokens, TmfConfig};
+use super::config::{Curriculum, Scope, SoftTokens, TmfConfig};
 use super::fusion::{Fused, Fusion, Modality, modalities};
 use super::prompt::{Phrases, Prompt, Symbol, titles, wording};
 use crate::attention::Segments;
@@ -60,6 +60,8 @@ pub(super) struct Net {
     behaviors: Tensor,
     project: (Linear, Linear),
     query: Linear,
+    /// Weight of the past items in a history's vector, and its logarithm for each behaviour.
+    past: Option<(Tensor, Tensor)>,
     /// Root mean square of the embedding table: soft tokens get the size of words.
     pub(super) scale: f64,
     slots: usize,
@@ -138,6 +140,17 @@ impl Net {
         let query = linear("query", wide, d)?;
         let zero = Tensor::zeros((data.behaviors.len(), wide), candle_core::DType::F32, dev)?;
         let behaviors = params.add("behaviors", &zero)?;
+        let past = match cfg.past_vectors && cfg.curriculum != Curriculum::Words {
+            true => {
+                let weight = Tensor::full(2f32, 1, dev)?;
+                let each = zero.narrow(1, 0, 1)?.contiguous()?;
+                Some((
+                    params.add("past.weight", &weight)?,
+                    params.add("past.behaviors", &each)?,
+                ))
+            }
+            false => None,
+        };
         let mut net = Self {
             cfg,
             llm,
@@ -149,6 +162,7 @@ impl Net {
             behaviors,
             project,
             query,
+            past,
             scale: 1.0,
             slots,
             dev: dev.clone(),
@@ -344,10 +358,45 @@ impl Net {
         Ok((embeds, Segments::new(lengths)))
     }
 
-    /// Vectors of unit length of histories, from the states after their logs, `[n, D]`.
-    pub(super) fn queries(&self, hidden: &Tensor, rows: &[u32]) -> Result<Tensor> {
+    /// Vectors of unit length of histories: from the states at the ends of their logs, and from the
+    /// vectors of the items in them. `row` gives an item's row of `vectors`.
+    ///
+    /// # Shapes
+    /// `hidden` `[R, d_llm]`, `rows` and `pasts` of length n; the result is `[n, D]`.
+    pub(super) fn queries(
+        &self,
+        hidden: &Tensor,
+        rows: &[u32],
+        pasts: &[&[HistoryEvent]],
+        vectors: &Tensor,
+        row: impl Fn(u32) -> u32,
+    ) -> Result<Tensor> {
         let states = hidden.index_select(&index_tensor(rows, &self.dev)?, 0)?;
-        ops::normalize_rows(&self.query.forward(&states)?)
+        let told = ops::normalize_rows(&self.query.forward(&states)?)?;
+        let Some((weight, each)) = &self.past else {
+            return Ok(told);
+        };
+        let (n, items, kinds) = (pasts.len(), vectors.dim(0)?, each.dim(0)?);
+        let mut share = vec![vec![0f32; n * items]; kinds];
+        for (q, past) in pasts.iter().enumerate() {
+            for e in *past {
+                share[e.behavior as usize][q * items + row(e.item) as usize] +=
+                    1.0 / past.len() as f32;
+            }
+        }
+        let factors = each.exp()?;
+        let mut mean = told.zeros_like()?;
+        for (b, share) in share.into_iter().enumerate() {
+            if share.iter().all(|x| *x == 0.0) {
+                continue;
+            }
+            // Constant on the left: no gradient of it is computed.
+            let share = Tensor::from_vec(share, (n, items), &self.dev)?;
+            let part = ops::input_linear(&share, vectors)?;
+            mean = (mean + part.broadcast_mul(&factors.narrow(0, b, 1)?)?)?;
+        }
+        let mean = ops::normalize_rows(&mean)?;
+        ops::normalize_rows(&(told + mean.broadcast_mul(weight)?)?)
     }
 
     /// Symmetric contrast of soft tokens with the mean embeddings of their titles' tokens.

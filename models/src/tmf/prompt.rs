@@ -8,8 +8,9 @@
 //! | 2 | `<|buy|> red mug <|item|>` | `red mug <|item|>` |
 //! | 3 | `<|buy|> <|item|>` | `red mug <|item|>` |
 //!
-//! The log comes before the shelf, so that the state after it has seen no candidate: the history's
-//! vector is read there.
+//! The log comes before the shelf, so that the state at its last event has seen no candidate: the
+//! history's vector is read there, where the last soft token itself went in. Lines of level 3 are not
+//! broken.
 
 use super::answers::distinct_titles;
 use crate::data::{Dataset, HistoryEvent};
@@ -55,7 +56,7 @@ pub(super) enum Symbol {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Prompt {
     pub(super) symbols: Vec<Symbol>,
-    /// For each event of the log, the row after which it is known; the row before any comes first.
+    /// The row at which each event of the log is known; before them the row at which none is.
     pub(super) line_ends: Vec<usize>,
 }
 
@@ -232,14 +233,20 @@ impl Phrases {
                 let slots = (0..self.slots).map(|slot| Symbol::Event { at, slot });
                 p.symbols.extend(slots);
             }
-            p.tokens(&self.line);
             p.line_ends.push(p.symbols.len() - 1);
+            // Without words, the token of the next behaviour is separation enough.
+            if level != Level::Tokens {
+                p.tokens(&self.line);
+            }
         }
         p
     }
 
     /// Adds the shelf, lettered or not, and the question.
     pub(super) fn ask(&self, p: &mut Prompt, shelf: &[u32], level: Level, lettered: bool) {
+        if level == Level::Tokens {
+            p.tokens(&self.line);
+        }
         p.tokens(&self.shelf);
         for (at, &item) in shelf.iter().enumerate() {
             if at > 0 {

@@ -1,5 +1,6 @@
 //! Scoring with a trained model: the catalogue by vectors, a few candidates by what is written.
 
+use std::collections::HashMap;
 use std::ops::Range;
 
 use candle_core::{D, Tensor};
@@ -14,6 +15,7 @@ use crate::error::{Error, Result};
 use crate::eval::{EvalQuery, Scorer};
 use crate::graph::index_tensor;
 use crate::llm::{Kv, Past, best};
+use crate::ops::distinct;
 use crate::rng::{self, Purpose};
 
 /// Longest free answer, in tokens.
@@ -22,7 +24,8 @@ const MOST_WRITTEN: usize = 32;
 /// A trained model with the vectors and soft tokens of all items, computed once.
 pub struct TmfScorer {
     pub(super) net: Net,
-    /// `[D, N]`.
+    /// `[N, D]`, and transposed.
+    vectors: Tensor,
     vectors_t: Tensor,
     /// `[N·slots, d_llm]`.
     pub(super) tokens: Tensor,
@@ -42,6 +45,7 @@ impl TmfScorer {
         let (vectors, tokens) = net.catalogue(items)?;
         Ok(Self {
             vectors_t: vectors.t()?.contiguous()?,
+            vectors,
             tokens,
             items,
             net,
@@ -101,15 +105,30 @@ impl TmfScorer {
             .collect();
         let mut out = Vec::new();
         for group in self.groups(&prompts) {
-            let prompts = &prompts[group.clone()];
-            let (hidden, _, segments) = self.compute(prompts, &histories[group])?;
+            let (prompts, histories) = (&prompts[group.clone()], &histories[group]);
+            let (hidden, _, segments) = self.compute(prompts, histories)?;
             let mut start = 0u32;
             let mut rows = Vec::with_capacity(prompts.len());
             for (p, &n) in prompts.iter().zip(segments.lengths()) {
                 rows.push(start + p.log_end() as u32);
                 start += n as u32;
             }
-            out.push(self.net.queries(&hidden, &rows)?.detach());
+            let seen: Vec<u32> = histories
+                .iter()
+                .flat_map(|h| h.iter().map(|e| e.item))
+                .collect();
+            let (seen, _) = distinct(&seen);
+            let row: HashMap<u32, u32> = seen.iter().zip(0..).map(|(&i, r)| (i, r)).collect();
+            let vectors = match seen.is_empty() {
+                true => self.vectors.narrow(0, 0, 1)?,
+                false => self
+                    .vectors
+                    .index_select(&index_tensor(&seen, self.vectors.device())?, 0)?,
+            };
+            let queries = self
+                .net
+                .queries(&hidden, &rows, histories, &vectors, |i| row[&i])?;
+            out.push(queries.detach());
         }
         Ok((Tensor::cat(&out, 0)? / self.cfg().temperature)?)
     }

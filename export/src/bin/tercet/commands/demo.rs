@@ -137,7 +137,13 @@ pub(crate) fn run(args: Args) -> Result<()> {
     }
     if args.model == "tmf" {
         // A language model of about a million weights, trained on the shop's titles.
-        for s in ["train.epochs=8", "examples=160", "warmup_steps=80"] {
+        for s in [
+            "train.epochs=6",
+            "train.eval_every=2",
+            "warmup_steps=60",
+            "examples=80",
+            "sequences=1000",
+        ] {
             spec.set(s)?;
         }
     }
