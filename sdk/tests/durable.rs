@@ -327,7 +327,7 @@ fn erase_leaves_no_trace() {
         session.record(Event::new("item-7")).unwrap();
         drop(session);
         assert_eq!(keys(&phone.open(&how).unwrap()), ["item-7"]);
-        assert_eq!(traces(&phone.user(), "item-3"), false);
+        assert!(!traces(&phone.user(), "item-3"));
     }
 }
 
