@@ -141,9 +141,9 @@ fn by_loops(config: &LlmConfig, tensors: &TensorMap, ids: &[u32]) -> Rows {
                     (dot.sum::<f64>() / (size as f64).sqrt()).exp()
                 };
                 let total: f64 = (0..=at).map(weight).sum();
-                for j in 0..=at {
+                for (j, value) in v.iter().enumerate().take(at + 1) {
                     for c in 0..size {
-                        mixed[from + c] += weight(j) / total * v[j][group + c];
+                        mixed[from + c] += weight(j) / total * value[group + c];
                     }
                 }
             }

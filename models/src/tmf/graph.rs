@@ -394,10 +394,21 @@ mod tests {
         };
         let view = relation([&[0, 1], &[1, 2]])?;
         let buy = relation([&[1], &[2]])?;
-        let s = 0.707_107;
+        let s = std::f64::consts::FRAC_1_SQRT_2;
         close(
             &view.graph.apply(&table)?,
-            &[1.707_107, s, 1.0, 1.414_214, s, 0.0, 0.5, 0.5, 0.0, s],
+            &[
+                1.707_107,
+                s,
+                1.0,
+                std::f64::consts::SQRT_2,
+                s,
+                0.0,
+                0.5,
+                0.5,
+                0.0,
+                s,
+            ],
         )?;
         close(
             &buy.graph.apply(&table)?,
