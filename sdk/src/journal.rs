@@ -188,7 +188,7 @@ impl Journal {
     pub(crate) fn append(&mut self, change: &Change) -> Result<()> {
         let body = wincode::serialize(change)
             .map_err(|e| broken(&self.path, format!("a change cannot be encoded: {e}")))?;
-        let unit = self.seal(self.next, &body)?;
+        let unit = self.seal(&self.header, self.next, &body)?;
         let mut written = self.file.write_all(&unit);
         if written.is_ok() && self.sync {
             written = self.file.sync_data();
@@ -227,8 +227,7 @@ impl Journal {
         header[12..16].copy_from_slice(&snapshot::VERSION.to_le_bytes());
         header[16..20].copy_from_slice(&u32::from(self.cipher.is_some()).to_le_bytes());
         random(&self.path, &mut header[20..])?;
-        self.header = header;
-        let unit = self.seal(0, &payload)?;
+        let unit = self.seal(&header, 0, &payload)?;
 
         let temp = beside(&self.path);
         let write = || -> std::io::Result<File> {
@@ -245,7 +244,9 @@ impl Journal {
         let file = write().map_err(|e| Error::io("write", &temp, e))?;
         std::fs::rename(&temp, &self.path)
             .map_err(|e| Error::io("rename into place", &self.path, e))?;
+        // Not before: if anything above fails, the old file goes on as it began.
         self.file = file;
+        self.header = header;
         self.next = 1;
         self.bytes = (HEADER + unit.len()) as u64;
         self.fold_at = fold_at(HEADER + unit.len());
@@ -389,13 +390,13 @@ impl Journal {
         }
     }
 
-    fn seal(&self, number: u64, body: &[u8]) -> Result<Vec<u8>> {
+    fn seal(&self, header: &[u8; HEADER], number: u64, body: &[u8]) -> Result<Vec<u8>> {
         let content = match &self.cipher {
             None => body.to_vec(),
             Some(cipher) => {
                 let mut nonce = [0; NONCE];
                 random(&self.path, &mut nonce)?;
-                let aad = self.authenticated(number);
+                let aad = authenticated(header, number);
                 let payload = Payload {
                     msg: body,
                     aad: &aad,
@@ -423,7 +424,7 @@ impl Journal {
 
     fn unseal(&self, number: u64, body: &[u8]) -> Option<Vec<u8>> {
         let (nonce, sealed) = body.split_first_chunk::<NONCE>()?;
-        let aad = self.authenticated(number);
+        let aad = authenticated(&self.header, number);
         let payload = Payload {
             msg: sealed,
             aad: &aad,
@@ -431,10 +432,11 @@ impl Journal {
         let cipher = self.cipher.as_ref()?;
         cipher.decrypt(&XNonce::from(*nonce), payload).ok()
     }
+}
 
-    fn authenticated(&self, number: u64) -> Vec<u8> {
-        [&self.header[..], &number.to_le_bytes()].concat()
-    }
+/// What is authenticated with a unit.
+fn authenticated(header: &[u8; HEADER], number: u64) -> Vec<u8> {
+    [&header[..], &number.to_le_bytes()].concat()
 }
 
 /// Length from which a file is written anew whose snapshot ends at `snapshot`.

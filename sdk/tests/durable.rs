@@ -342,21 +342,24 @@ fn what_a_dead_process_left_beside_the_file_is_removed() {
 
 #[test]
 fn recording_goes_on_while_the_file_cannot_be_rewritten() {
-    let phone = Phone::new();
-    let how = Durability::new().survive_power_loss(false);
-    let mut session = phone.open(&how).unwrap();
-    // Nothing can be written under that name.
-    std::fs::create_dir(phone.user().join("history.new")).unwrap();
-    for i in 0..4000 {
-        session
-            .record(Event::new(format!("item-{}", i % 50)).at(i))
-            .unwrap();
+    let lazy = Durability::new().survive_power_loss(false);
+    for how in [lazy.clone(), lazy.key(KEY)] {
+        let phone = Phone::new();
+        let mut session = phone.open(&how).unwrap();
+        session.record(Event::new("item-1").at(-1)).unwrap();
+        // Nothing can be written under that name.
+        std::fs::create_dir(phone.user().join("history.new")).unwrap();
+        for i in 0..4000 {
+            session
+                .record(Event::new(format!("item-{}", i % 50)).at(i))
+                .unwrap();
+        }
+        drop(session);
+        std::fs::remove_dir(phone.user().join("history.new")).unwrap();
+        let session = phone.open(&how).unwrap();
+        let last = session.history().events().next_back().unwrap().timestamp;
+        assert_eq!((session.history().len(), last), (512, Some(3999)));
     }
-    drop(session);
-    std::fs::remove_dir(phone.user().join("history.new")).unwrap();
-    let session = phone.open(&how).unwrap();
-    let last = session.history().events().next_back().unwrap().timestamp;
-    assert_eq!((session.history().len(), last), (512, Some(3999)));
 }
 
 #[test]

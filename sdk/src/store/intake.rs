@@ -316,10 +316,9 @@ fn read_plain(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
 
 fn copy_file(from: &Path, to: &Path, info: &FileInfo) -> Result<()> {
     let mut source = File::open(from).map_err(|e| Error::io("open", from, e))?;
-    let mut dest = HashedFile::create(to)?;
+    let mut dest = HashedFile::create(to)?.limit(info.bytes);
     let mut buffer = vec![0u8; 1 << 16];
-    // One byte too many is enough to know that the file has grown.
-    while dest.bytes() <= info.bytes {
+    loop {
         let n = source
             .read(&mut buffer)
             .map_err(|e| Error::io("read", from, e))?;

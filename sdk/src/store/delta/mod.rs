@@ -82,7 +82,8 @@ impl Delta {
             rows: Rows::read(self, base_items, items)?,
             metadata: &metadata,
         };
-        let mut out = HashedFile::create(path)?;
+        // Few rows of a delta can stand for many.
+        let mut out = HashedFile::create(path)?.limit(want.bytes);
         out.write(header)?;
         for name in metadata.offset_keys() {
             let Some(info) = metadata.info(&name) else {
