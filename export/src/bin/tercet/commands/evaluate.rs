@@ -42,7 +42,8 @@ pub(crate) struct Args {
     /// The behaviour to predict; that of the run when absent.
     #[arg(long)]
     target_behavior: Option<String>,
-    /// Override a setting of the run that scoring reads, such as `score_by=id` of odmt. Repeatable.
+    /// Override a setting of the run that scoring reads, such as `score_by=id` of odmt or `scoring=label`
+    /// of tmf. Repeatable.
     #[arg(long = "set", value_name = "KEY=VALUE", conflicts_with = "bundle")]
     set: Vec<String>,
     /// Replay held-out events in order of time, with and without learning from the user on the
