@@ -184,6 +184,12 @@ impl Journal {
         Ok((journal, kept))
     }
 
+    /// Whether `path` is the file's.
+    pub(crate) fn is_at(&self, path: &Path) -> bool {
+        let whole = |path: &Path| path.canonicalize().ok();
+        self.path == path || whole(path).is_some_and(|p| Some(p) == whole(&self.path))
+    }
+
     /// Makes `change` last before it counts.
     pub(crate) fn append(&mut self, change: &Change) -> Result<()> {
         let body = wincode::serialize(change)

@@ -680,8 +680,19 @@ impl Session {
     /// one, synced and renamed.
     ///
     /// # Errors
-    /// As [`History::save`].
+    /// As [`History::save`]; [`Error::InvalidArgument`] for the file of a durable session itself.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+        #[cfg(feature = "store")]
+        if self
+            .journal
+            .as_ref()
+            .is_some_and(|j| j.is_at(path.as_ref()))
+        {
+            // A snapshot in its place would part the session from its file.
+            return Err(Error::argument(
+                "the session keeps itself in that file already; save a copy elsewhere",
+            ));
+        }
         snapshot::save(path.as_ref(), &self.contents())
     }
 

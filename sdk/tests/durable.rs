@@ -108,6 +108,21 @@ fn a_refused_event_is_not_kept() {
 }
 
 #[test]
+fn a_copy_goes_elsewhere() {
+    let phone = Phone::new();
+    let mut session = phone.plain();
+    record(&mut session, 0..2);
+    for same in [phone.path(), phone.user().join("../user/history")] {
+        let error = session.save(same).unwrap_err();
+        assert!(matches!(error, Error::InvalidArgument { .. }), "{error}");
+    }
+    record(&mut session, 2..3);
+    session.save(phone.user().join("copy")).unwrap();
+    drop(session);
+    assert_eq!(keys(&phone.plain()), ["item-0", "item-1", "item-2"]);
+}
+
+#[test]
 fn a_file_cut_anywhere_has_all_events_that_were_complete() {
     for how in [Durability::new(), Durability::new().key(KEY)] {
         let phone = Phone::new();
