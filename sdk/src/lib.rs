@@ -24,6 +24,7 @@ mod history;
 mod holdout;
 mod household;
 mod id;
+mod join;
 #[cfg(feature = "store")]
 mod journal;
 pub mod kernel;

@@ -20,7 +20,6 @@ pub(crate) struct HashedFile {
     hasher: Sha256,
     pending: Vec<u8>,
     bytes: u64,
-    limit: u64,
 }
 
 impl HashedFile {
@@ -33,28 +32,13 @@ impl HashedFile {
             hasher: Sha256::new(),
             pending: Vec::with_capacity(PIECE),
             bytes: 0,
-            limit: u64::MAX,
         })
-    }
-
-    /// Refuses more than so many bytes, before they reach the storage.
-    #[cfg(feature = "store")]
-    pub(crate) fn limit(mut self, bytes: u64) -> Self {
-        self.limit = bytes;
-        self
     }
 
     /// Appends.
     #[inline]
     pub(crate) fn write(&mut self, mut bytes: &[u8]) -> Result<()> {
-        self.bytes = self.bytes.saturating_add(bytes.len() as u64);
-        if self.bytes > self.limit {
-            return Err(Error::FileSize {
-                path: self.path.clone(),
-                expected: self.limit,
-                got: self.bytes,
-            });
-        }
+        self.bytes += bytes.len() as u64;
         while self.pending.len() + bytes.len() >= PIECE {
             let (now, later) = bytes.split_at(PIECE - self.pending.len());
             self.pending.extend_from_slice(now);
@@ -63,12 +47,6 @@ impl HashedFile {
         }
         self.pending.extend_from_slice(bytes);
         Ok(())
-    }
-
-    /// Bytes so far.
-    #[cfg(feature = "store")]
-    pub(crate) fn bytes(&self) -> u64 {
-        self.bytes
     }
 
     /// Appends zeros.
@@ -100,31 +78,5 @@ impl HashedFile {
         let written = self.file.write_all(&self.pending);
         self.pending.clear();
         written.map_err(|e| Error::io("write", &self.path, e))
-    }
-}
-
-#[cfg(all(test, feature = "store"))]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_exceeds_the_limit_is_refused_before_it_is_written() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("file");
-        let mut file = HashedFile::create(&path).unwrap().limit(300_000);
-        let piece = [7; 50_000];
-        for _ in 0..6 {
-            file.write(&piece).unwrap();
-        }
-        let error = file.write(&[1]).unwrap_err();
-        assert!(matches!(
-            error,
-            Error::FileSize {
-                expected: 300_000,
-                got: 300_001,
-                ..
-            }
-        ));
-        assert!(std::fs::metadata(&path).unwrap().len() <= 300_000);
     }
 }

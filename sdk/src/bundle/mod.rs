@@ -14,7 +14,6 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 
 #[cfg(feature = "store")]
-pub(crate) use hashed::HashedFile;
 #[cfg(feature = "store")]
 pub(crate) use manifest::parse_rfc3339;
 pub use manifest::{
@@ -32,6 +31,7 @@ pub(crate) use write::{remove_leftovers, replace_file};
 use crate::engine::OnnxRuntime;
 use crate::engine::{self, EngineKind, FusionTower, Tower, TowerKind, UserTower};
 use crate::error::{Error, Result};
+use crate::join::join;
 use crate::table::ItemTable;
 
 /// How to open a bundle.
@@ -156,13 +156,18 @@ impl Bundle {
         &self.0.table
     }
 
-    /// Hashes every file and checks every row: costs a full read of the bundle. Run it once
-    /// after a download.
+    /// Hashes every file and checks every row, on two threads: costs a full read of the bundle. Run
+    /// it once after a download.
     ///
     /// # Errors
     /// [`Error::Digest`] if a file is not the one that the manifest describes,
     /// [`Error::CorruptTensor`] or [`Error::NonFinite`] if the content breaks an invariant.
     pub fn verify(&self) -> Result<()> {
+        let (rows, digests) = join(|| self.0.table.verify(), || self.check_digests());
+        digests.and(rows)
+    }
+
+    fn check_digests(&self) -> Result<()> {
         for (name, info) in &self.0.manifest.files {
             let path = self.0.path.join(name);
             let (bytes, got) = digest_file(&path)?;
@@ -181,7 +186,7 @@ impl Bundle {
                 });
             }
         }
-        self.0.table.verify()
+        Ok(())
     }
 
     /// Loads the user tower with the fastest engine of this build that can run it: the compact

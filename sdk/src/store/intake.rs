@@ -11,10 +11,11 @@ use sha2::{Digest, Sha256};
 
 use super::delta::{DELTA_FILE, Delta};
 use crate::bundle::{
-    Bundle, FileInfo, HashedFile, ITEMS_FILE, MANIFEST_FILE, MAX_MANIFEST_BYTES, Manifest, hex,
-    parse_rfc3339, sync_folder,
+    Bundle, ITEMS_FILE, MANIFEST_FILE, MAX_MANIFEST_BYTES, Manifest, hex, parse_rfc3339,
+    sync_folder,
 };
 use crate::error::{Error, Result};
+use crate::join::join;
 
 /// File name of the manifest's signature.
 pub const SIGNATURE_FILE: &str = "manifest.json.minisig";
@@ -165,22 +166,23 @@ impl Offer {
         Ok((total, origins))
     }
 
-    /// Brings the bundle's files to the empty folder `dest`. What is hashed is what is written, so
-    /// `source` may change meanwhile without doing harm.
+    /// Brings the bundle's files to the empty folder `dest`; they are neither checked nor synced yet.
     pub(super) fn copy(
         &self,
         source: &Path,
         base: Option<&Base>,
         origins: &[Origin],
         dest: &Path,
-    ) -> Result<()> {
+    ) -> Result<Copied> {
+        let mut files = Vec::with_capacity(origins.len() + 2);
         for ((name, info), origin) in self.manifest.files.iter().zip(origins) {
             let to = dest.join(name);
-            match (origin, base) {
-                (Origin::Base, Some(base)) => copy_file(&base.folder.join(name), &to, info)?,
-                (Origin::Delta, Some(base)) => base.rebuild(&to, self.manifest.items, info)?,
-                _ => copy_file(&source.join(name), &to, info)?,
-            }
+            let file = match (origin, base) {
+                (Origin::Base, Some(base)) => copy_file(&base.folder.join(name), &to, info.bytes),
+                (Origin::Delta, Some(base)) => base.rebuild(&to, self.manifest.items, info.bytes),
+                _ => copy_file(&source.join(name), &to, info.bytes),
+            }?;
+            files.push((to, file));
         }
         for (name, bytes) in [
             (MANIFEST_FILE, &self.bytes),
@@ -188,11 +190,40 @@ impl Offer {
         ] {
             let path = dest.join(name);
             let mut file = File::create_new(&path).map_err(|e| Error::io("create", &path, e))?;
-            file.write_all(bytes)
-                .and_then(|()| file.sync_all())
-                .map_err(|e| Error::io("write", &path, e))?;
+            let written = file.write_all(bytes);
+            written.map_err(|e| Error::io("write", &path, e))?;
+            files.push((path, file));
         }
-        sync_folder(dest)
+        Ok(Copied {
+            folder: dest.to_path_buf(),
+            files,
+        })
+    }
+}
+
+/// Files of a bundle that are written and may not have reached the storage yet.
+pub(super) struct Copied {
+    folder: PathBuf,
+    files: Vec<(PathBuf, File)>,
+}
+
+impl Copied {
+    /// Opens and checks the bundle while its files are synced. The digests are of what is here now,
+    /// so it does no harm if `source` changed while it was read.
+    pub(super) fn check(self) -> Result<Bundle> {
+        let sync = || {
+            for (path, file) in &self.files {
+                file.sync_all().map_err(|e| Error::io("sync", path, e))?;
+            }
+            sync_folder(&self.folder)
+        };
+        let (synced, bundle) = join(sync, || {
+            let bundle = Bundle::open(&self.folder)?;
+            bundle.verify()?;
+            Ok(bundle)
+        });
+        synced?;
+        bundle
     }
 }
 
@@ -215,11 +246,11 @@ pub(super) struct Base {
 }
 
 impl Base {
-    fn rebuild(&self, to: &Path, items: usize, info: &FileInfo) -> Result<()> {
+    fn rebuild(&self, to: &Path, items: usize, want: u64) -> Result<File> {
         let table = self.folder.join(ITEMS_FILE);
         let bytes = self.manifest.files.get(ITEMS_FILE).map_or(0, |f| f.bytes);
         let from = (table.as_path(), bytes, self.manifest.items);
-        self.delta.apply(from, to, items, info)
+        self.delta.apply(from, to, items, want)
     }
 }
 
@@ -314,33 +345,19 @@ fn read_plain(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
     Ok(Some(bytes))
 }
 
-fn copy_file(from: &Path, to: &Path, info: &FileInfo) -> Result<()> {
-    let mut source = File::open(from).map_err(|e| Error::io("open", from, e))?;
-    let mut dest = HashedFile::create(to)?.limit(info.bytes);
-    let mut buffer = vec![0u8; 1 << 16];
-    loop {
-        let n = source
-            .read(&mut buffer)
-            .map_err(|e| Error::io("read", from, e))?;
-        if n == 0 {
-            break;
-        }
-        dest.write(&buffer[..n])?;
+/// Copies a file of `want` bytes; not synced.
+fn copy_file(from: &Path, to: &Path, want: u64) -> Result<File> {
+    let source = File::open(from).map_err(|e| Error::io("open", from, e))?;
+    let mut dest = File::create_new(to).map_err(|e| Error::io("create", to, e))?;
+    // One byte more tells a longer file.
+    let got = std::io::copy(&mut source.take(want.saturating_add(1)), &mut dest)
+        .map_err(|e| Error::io("copy", from, e))?;
+    if got == want {
+        return Ok(dest);
     }
-    let got = dest.finish()?;
-    if got.bytes != info.bytes {
-        return Err(Error::FileSize {
-            path: from.to_path_buf(),
-            expected: info.bytes,
-            got: got.bytes,
-        });
-    }
-    if got.sha256 != info.sha256 {
-        return Err(Error::Digest {
-            path: from.to_path_buf(),
-            expected: info.sha256.clone(),
-            got: got.sha256,
-        });
-    }
-    Ok(())
+    Err(Error::FileSize {
+        path: from.to_path_buf(),
+        expected: want,
+        got,
+    })
 }

@@ -356,10 +356,9 @@ impl BundleStore {
             .prefix(&format!("v{version}-"))
             .tempdir_in(self.bundles())
             .map_err(|e| Error::io("create a folder in", self.bundles(), e))?;
-        offer.copy(source, base.as_ref(), &origins, copy.path())?;
+        let copied = offer.copy(source, base.as_ref(), &origins, copy.path())?;
+        let bundle = copied.check()?;
         sync_folder(&self.bundles())?;
-        let bundle = Bundle::open(copy.path())?;
-        bundle.table().verify()?;
         check_health(&bundle)?;
         drop(bundle);
 

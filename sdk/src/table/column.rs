@@ -166,8 +166,10 @@ impl Attribute {
         if let Some(lists) = &self.lists {
             lists.check(&format!("attr.{}.offsets", self.name), self.codes.len())?;
         }
+        // The values themselves have been checked.
+        let values = self.num_values();
         for (i, &code) in self.codes.get().iter().enumerate() {
-            if code != NO_VALUE || self.lists.is_some() {
+            if code as usize >= values && (code != NO_VALUE || self.lists.is_some()) {
                 self.value(code, i)?;
             }
         }

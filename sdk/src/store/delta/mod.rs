@@ -4,9 +4,11 @@
 //! a delta needs no trust of its own, and all that a damaged or hostile one can bring about is an
 //! error. Which tensors it holds is told in [`FORMAT.md`](crate::bundle).
 
+mod limited;
 mod write;
 
 use std::borrow::Cow;
+use std::fs::File;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
@@ -15,10 +17,11 @@ use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 
 use crate::bundle::tensors::{MAX_HEADER_BYTES, PAD_PREFIX, TensorFile};
-use crate::bundle::{Content, FileInfo, HashedFile, LoadMode};
+use crate::bundle::{Content, LoadMode};
 use crate::error::{Error, Result};
 use crate::table::NO_VALUE;
 
+use limited::LimitedFile;
 pub use write::{DeltaReport, write_delta};
 
 /// File name of a delta, beside the new bundle's manifest.
@@ -56,23 +59,24 @@ impl Delta {
     }
 
     /// Writes the table of `items` rows that `want` describes to `path`, which must not exist, from
-    /// a table: its path, bytes and rows.
+    /// a table: its path, bytes and rows. The file has the length `want`; its digest is the caller's
+    /// to check, who also syncs it.
     pub(super) fn apply(
         &self,
         (base, base_bytes, base_items): (&Path, u64, usize),
         path: &Path,
         items: usize,
-        want: &FileInfo,
-    ) -> Result<()> {
+        want: u64,
+    ) -> Result<File> {
         let content = Arc::new(Content::open(base, base_bytes, LoadMode::Map)?);
         let base = TensorFile::parse(base, content)?;
         let header = self.bytes("header", Dtype::U8)?;
         let metadata = parse_header(header)?;
         let total = header.len().saturating_add(metadata.data_len());
-        if total as u64 != want.bytes {
+        if total as u64 != want {
             return Err(Error::FileSize {
                 path: path.to_path_buf(),
-                expected: want.bytes,
+                expected: want,
                 got: total as u64,
             });
         }
@@ -83,7 +87,7 @@ impl Delta {
             metadata: &metadata,
         };
         // Few rows of a delta can stand for many.
-        let mut out = HashedFile::create(path)?.limit(want.bytes);
+        let mut out = LimitedFile::create(path, want)?;
         out.write(header)?;
         for name in metadata.offset_keys() {
             let Some(info) = metadata.info(&name) else {
@@ -91,15 +95,7 @@ impl Delta {
             };
             table.write(&mut out, &name, info)?;
         }
-        let got = out.finish()?;
-        if got == *want {
-            return Ok(());
-        }
-        Err(Error::Digest {
-            path: path.to_path_buf(),
-            expected: want.sha256.clone(),
-            got: got.sha256,
-        })
+        out.finish()
     }
 
     fn bytes(&self, name: &str, dtype: Dtype) -> Result<&[u8]> {
@@ -240,7 +236,7 @@ struct Rebuilt<'a> {
 }
 
 impl Rebuilt<'_> {
-    fn write(&self, out: &mut HashedFile, name: &str, info: &TensorInfo) -> Result<()> {
+    fn write(&self, out: &mut LimitedFile, name: &str, info: &TensorInfo) -> Result<()> {
         let bytes = info.data_offsets.1 - info.data_offsets.0;
         if name.starts_with(PAD_PREFIX) {
             return out.zeros(bytes);
@@ -289,7 +285,7 @@ impl Rebuilt<'_> {
     /// Rows of equal length.
     fn fixed(
         &self,
-        out: &mut HashedFile,
+        out: &mut LimitedFile,
         name: &str,
         info: &TensorInfo,
         given: &[u32],
@@ -317,7 +313,7 @@ impl Rebuilt<'_> {
     /// The data of rows whose lengths differ.
     fn ragged(
         &self,
-        out: &mut HashedFile,
+        out: &mut LimitedFile,
         name: &str,
         info: &TensorInfo,
         given: &[u32],
@@ -345,7 +341,7 @@ impl Rebuilt<'_> {
     /// The offsets of such rows.
     fn offsets(
         &self,
-        out: &mut HashedFile,
+        out: &mut LimitedFile,
         name: &str,
         data: &str,
         info: &TensorInfo,
@@ -390,7 +386,7 @@ impl Rebuilt<'_> {
 
     /// The rows in the order of their keys: that of the base without the rows that are gone, and
     /// the new rows at the ranks given.
-    fn order(&self, out: &mut HashedFile) -> Result<()> {
+    fn order(&self, out: &mut LimitedFile) -> Result<()> {
         let name = "order.ranks";
         let ranks = self.delta.numbers(name)?.unwrap_or_default();
         let fresh = self.delta.numbers("order.rows")?.unwrap_or_default();
