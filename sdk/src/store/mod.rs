@@ -19,7 +19,7 @@
 //!
 //! | attack or accident | what stops it |
 //! |---|---|
-//! | changed or foreign content | `manifest.json.minisig` signs the manifest, which names every file with its SHA-256; what was hashed is what was copied |
+//! | changed or foreign content | `manifest.json.minisig` signs the manifest, which names every file with its SHA-256; what is hashed is the copy |
 //! | mix and match of two releases | the same digests; one table, its towers and their probe belong to one manifest |
 //! | an old, vulnerable release | versions only grow, whatever was rolled back |
 //! | updates held back (freeze) | `expires`: refused when installed, and told by [`BundleStore::status`] afterwards |
