@@ -5,7 +5,7 @@ use std::path::Path;
 use crate::adapt::Adaptation;
 use crate::added::{Added, MAX_ADDED, NewItem};
 use crate::bundle::{Bundle, remove_leftovers};
-use crate::engine::{EngineReport, FusionTower, Tower, UserTower};
+use crate::engine::{EngineKind, EngineReport, FusionTower, Tower, UserTower};
 use crate::error::{Error, Result, check_len};
 use crate::explain::{Evidence, MAX_EXAMINED, describe};
 use crate::history::{Event, History, Recorded};
@@ -28,6 +28,9 @@ pub struct SessionOptions {
     pub max_history: usize,
     /// Whether the session learns from [`Session::feedback`]; default no.
     pub adapt: bool,
+    /// What runs the towers; default the fastest of this build that can run them. ONNX Runtime, a
+    /// library that the app loads, comes in by [`Session::with_user_tower`].
+    pub engine: Option<EngineKind>,
 }
 
 impl Default for SessionOptions {
@@ -35,6 +38,7 @@ impl Default for SessionOptions {
         SessionOptions {
             max_history: 512,
             adapt: false,
+            engine: None,
         }
     }
 }
@@ -51,6 +55,12 @@ impl SessionOptions {
         self.adapt = yes;
         self
     }
+
+    /// Sets what runs the towers.
+    pub fn engine(mut self, kind: EngineKind) -> Self {
+        self.engine = Some(kind);
+        self
+    }
 }
 
 /// A user's history together with a bundle.
@@ -63,6 +73,8 @@ pub struct Session {
     /// Row and behavior id per event of `history`, or `None` if the table lacks the item.
     known: Vec<Option<(Row, i64)>>,
     tower: Option<UserTower>,
+    /// What to load towers with, if not the fastest.
+    engine: Option<EngineKind>,
     vector: Option<Vec<f32>>,
     /// That of the bundle, with the added items behind its last row.
     table: ItemTable,
@@ -101,6 +113,7 @@ impl Session {
             history: History::new(options.max_history)?,
             known: Vec::new(),
             tower: None,
+            engine: options.engine,
             vector: None,
             table: bundle.table().clone(),
             added: Vec::new(),
@@ -317,7 +330,10 @@ impl Session {
     pub(crate) fn tower(&mut self) -> Result<&mut UserTower> {
         let tower = match self.tower.take() {
             Some(tower) => tower,
-            None => self.bundle.load_user_tower()?,
+            None => match self.engine {
+                Some(engine) => self.bundle.load_user_tower_with(engine)?,
+                None => self.bundle.load_user_tower()?,
+            },
         };
         Ok(self.tower.insert(tower))
     }
@@ -635,7 +651,10 @@ impl Session {
             .collect();
         let fusion = match &mut self.fusion {
             Some(fusion) => fusion,
-            None => self.fusion.insert(self.bundle.load_fusion_tower()?),
+            None => self.fusion.insert(match self.engine {
+                Some(engine) => self.bundle.load_fusion_tower_with(engine)?,
+                None => self.bundle.load_fusion_tower()?,
+            }),
         };
         Ok(Some(fusion.encode(1, &features, &present)?))
     }
