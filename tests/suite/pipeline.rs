@@ -95,6 +95,27 @@ fn from_a_shop_to_a_device() -> Outcome {
     assert_eq!(top.len(), 10);
     assert!(top.windows(2).all(|w| w[0].score >= w[1].score));
     assert!(top.iter().any(|r| !r.because.is_empty()));
+
+    // Whatever engine is asked for.
+    let mut vectors = Vec::new();
+    for (kind, name) in [
+        (tercet::EngineKind::Compact, "compact"),
+        (tercet::EngineKind::Tract, "tract"),
+    ] {
+        let mut other = Session::new(&bundle, SessionOptions::default().engine(kind))?;
+        for item in [3u32, 50, 51] {
+            other.record(Event::new(data.items.key(item)).behavior("view"))?;
+        }
+        assert_eq!(other.engine()?.engine, name);
+        vectors.push(other.user_vector()?.to_vec());
+    }
+    assert!(
+        vectors[0]
+            .iter()
+            .zip(&vectors[1])
+            .all(|(a, b)| (a - b).abs() < 1e-4),
+        "{vectors:?}"
+    );
     hostile(&path)
 }
 
