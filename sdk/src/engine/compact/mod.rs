@@ -22,6 +22,9 @@ use crate::kernel;
 pub(super) use fusion::CompactFusionTower;
 pub(super) use user::CompactUserTower;
 
+/// Outputs whose weights are turned into rows at a time.
+const TRANSPOSED: usize = 16;
+
 /// Opens the weights in `path`, whose length in the manifest is `bytes`.
 fn open(path: &Path, bytes: u64) -> Result<TensorFile> {
     let content = Arc::new(Content::open(path, bytes, LoadMode::Read)?);
@@ -79,12 +82,19 @@ impl Dense {
             _ => (0, 0),
         };
         let mut rows = vec![0.0f32; values.len()];
-        for (i, row) in values.chunks_exact(outputs.max(1)).enumerate() {
-            for (o, &v) in row.iter().enumerate() {
-                rows[o * inputs + i] = match &scales {
-                    Some(s) => v * s[o],
-                    None => v,
-                };
+        // A few outputs at a time: their rows stay in the cache while they are filled.
+        for first in (0..outputs).step_by(TRANSPOSED) {
+            let block = first..outputs.min(first + TRANSPOSED);
+            for i in 0..inputs {
+                let from = &values[i * outputs..][block.clone()];
+                for (o, &v) in block.clone().zip(from) {
+                    rows[o * inputs + i] = v;
+                }
+            }
+        }
+        if let Some(scales) = scales {
+            for (row, scale) in rows.chunks_exact_mut(inputs.max(1)).zip(scales) {
+                row.iter_mut().for_each(|v| *v *= scale);
             }
         }
         let bias = if with_bias {

@@ -119,7 +119,7 @@ impl Running {
         self.totals.fill(0.0);
     }
 
-    /// One more position, whether or not it holds an event: what there is becomes older.
+    /// One more position without an event: what there is becomes older.
     fn age(&mut self) {
         if self.count == 0.0 {
             return;
@@ -134,8 +134,21 @@ impl Running {
         }
     }
 
-    /// Adds an event `real` times, weighted per head by `decay` to the power of `age`.
-    fn count_in(&mut self, item: &[f32], behavior: i64, real: f32, age: usize) -> Result<()> {
+    /// One more event, `real` times; what there is becomes older.
+    fn follow(&mut self, item: &[f32], behavior: i64, real: f32) -> Result<()> {
+        self.count_in(item, behavior, real, 0, true)
+    }
+
+    /// Adds an event `real` times, weighted per head by `decay` to the power of `age`, to what there
+    /// is, which is one position `older` or not.
+    fn count_in(
+        &mut self,
+        item: &[f32],
+        behavior: i64,
+        real: f32,
+        age: usize,
+        older: bool,
+    ) -> Result<()> {
         let w = &*self.weights;
         let d = w.dim;
         let kind = usize::try_from(behavior)
@@ -157,11 +170,12 @@ impl Running {
             if age > 0 && decay != 1.0 {
                 weight *= libm::powf(decay, age as f32);
             }
-            self.totals[head] += weight;
+            let keep = if older { decay } else { 1.0 };
+            self.totals[head] = self.totals[head] * keep + weight;
             let sum = &mut self.sums[head * width..(head + 1) * width];
             sum.iter_mut()
                 .zip(&self.features)
-                .for_each(|(s, f)| *s += weight * f);
+                .for_each(|(s, f)| *s = *s * keep + weight * f);
         }
         Ok(())
     }
@@ -202,13 +216,12 @@ impl Running {
 
 impl Follower for Running {
     fn add(&mut self, item: &[f32], behavior: i64) -> Result<()> {
-        self.age();
-        self.count_in(item, behavior, 1.0, 0)
+        self.follow(item, behavior, 1.0)
     }
 
     fn remove_oldest(&mut self, item: &[f32], behavior: i64) -> Result<()> {
         let age = (self.count as usize).saturating_sub(1);
-        self.count_in(item, behavior, -1.0, age)
+        self.count_in(item, behavior, -1.0, age, false)
     }
 
     fn clear(&mut self) {
@@ -268,9 +281,10 @@ impl Tower for CompactUserTower {
             running.reset();
             // Positions with mask 0 hold no event, but the others are older for them.
             for ((item, &behavior), &real) in x.chunks_exact(dim).zip(kinds).zip(real) {
-                running.age();
-                if real != 0.0 {
-                    running.count_in(item, behavior, real, 0)?;
+                if real == 0.0 {
+                    running.age();
+                } else {
+                    running.follow(item, behavior, real)?;
                 }
             }
             running.read(user);
