@@ -4,6 +4,9 @@ mod cluster;
 mod hashed;
 mod manifest;
 mod map;
+mod replace;
+mod table_builder;
+mod tensor_writer;
 pub(crate) mod tensors;
 mod write;
 
@@ -14,7 +17,6 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 
 #[cfg(feature = "store")]
-#[cfg(feature = "store")]
 pub(crate) use manifest::parse_rfc3339;
 pub use manifest::{
     EngineInfo, FORMAT_VERSION, FileInfo, ITEMS_FILE, MANIFEST_FILE, MAX_DIM, MAX_MANIFEST_BYTES,
@@ -22,10 +24,12 @@ pub use manifest::{
 };
 pub(crate) use map::Content;
 pub use map::LoadMode;
-pub use write::{BundleWriter, ItemTableBuilder, TensorSpec, TensorWriter};
 #[cfg(feature = "store")]
-pub(crate) use write::{parent, sync_folder};
-pub(crate) use write::{remove_leftovers, replace_file};
+pub(crate) use replace::{parent, sync_folder};
+pub(crate) use replace::{remove_leftovers, replace_file};
+pub use table_builder::ItemTableBuilder;
+pub use tensor_writer::{TensorSpec, TensorWriter};
+pub use write::BundleWriter;
 
 #[cfg(feature = "ort")]
 use crate::engine::OnnxRuntime;
