@@ -25,6 +25,9 @@ pub(super) use user::CompactUserTower;
 /// Outputs whose weights are turned into rows at a time.
 const TRANSPOSED: usize = 16;
 
+/// Inputs that share the loads of a weight.
+const EACH: usize = 16;
+
 /// Opens the weights in `path`, whose length in the manifest is `bytes`.
 fn open(path: &Path, bytes: u64) -> Result<TensorFile> {
     let content = Arc::new(Content::open(path, bytes, LoadMode::Read)?);
@@ -114,6 +117,35 @@ impl Dense {
     fn apply(&self, x: &[f32], out: &mut [f32]) {
         kernel::active().dot_f32(x, &self.rows, out);
         out.iter_mut().zip(&self.bias).for_each(|(o, b)| *o += b);
+    }
+
+    /// The same for several inputs `[n, inputs]`, to the bit. Outputs `[n, outputs]`.
+    fn apply_each(&self, xs: &[f32], out: &mut [f32]) {
+        if xs.len() <= self.inputs || self.outputs == 0 {
+            if !xs.is_empty() {
+                self.apply(xs, out);
+            }
+            return;
+        }
+        // A product does not depend on the order of its factors: an output's weights are the query,
+        // the inputs the rows, so that each weight is loaded once for all of them.
+        let kernel = kernel::active();
+        let mut values = [0.0f32; EACH];
+        for (xs, out) in xs
+            .chunks(EACH * self.inputs)
+            .zip(out.chunks_mut(EACH * self.outputs))
+        {
+            let values = &mut values[..xs.len() / self.inputs];
+            for (o, weights) in self.rows.chunks_exact(self.inputs).enumerate() {
+                kernel.dot_f32(weights, xs, values);
+                if let Some(bias) = self.bias.get(o) {
+                    values.iter_mut().for_each(|v| *v += bias);
+                }
+                for (out, value) in out.chunks_exact_mut(self.outputs).zip(&*values) {
+                    out[o] = *value;
+                }
+            }
+        }
     }
 
     /// Outputs `range` only.

@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 const EPSILON: f32 = 1e-6;
 
 /// The student's user tower.
-pub(in crate::engine) struct CompactUserTower(Arc<Weights>);
+pub(in crate::engine) struct CompactUserTower(Running);
 
 struct Weights {
     file: String,
@@ -61,7 +61,7 @@ impl CompactUserTower {
                 got: vec![0],
             });
         }
-        Ok(CompactUserTower(Arc::new(Weights {
+        let weights = Weights {
             file: file_name(path),
             dim,
             heads,
@@ -74,24 +74,8 @@ impl CompactUserTower {
             skip,
             mix,
             out,
-        })))
-    }
-}
-
-impl Weights {
-    fn start(self: &Arc<Self>) -> Running {
-        let width = self.hidden.outputs + self.dim;
-        Running {
-            weights: self.clone(),
-            count: 0.0,
-            sums: vec![0.0; self.heads * width],
-            totals: vec![0.0; self.heads],
-            event: vec![0.0; self.dim],
-            features: vec![0.0; width],
-            gates: vec![0.0; self.heads],
-            summary: vec![0.0; self.value.outputs + 1],
-            mixed: vec![0.0; self.mix.outputs],
-        }
+        };
+        Ok(CompactUserTower(Running::start(Arc::new(weights))))
     }
 }
 
@@ -105,14 +89,40 @@ struct Running {
     sums: Vec<f32>,
     /// Per head the sum of the weights.
     totals: Vec<f32>,
-    event: Vec<f32>,
-    features: Vec<f32>,
+    /// Of a block of events: their vectors `[BLOCK, D]`, hidden values `[BLOCK, E]`, and gates
+    /// `[BLOCK, heads]` before the sigmoid.
+    events: Vec<f32>,
+    hidden: Vec<f32>,
     gates: Vec<f32>,
+    mean: Vec<f32>,
     summary: Vec<f32>,
     mixed: Vec<f32>,
+    /// `[D]`
+    part: Vec<f32>,
 }
 
+/// Events whose hidden values are computed at once: the weights are read once for all of them.
+const BLOCK: usize = 16;
+
 impl Running {
+    fn start(weights: Arc<Weights>) -> Self {
+        let w = &*weights;
+        let width = w.hidden.outputs + w.dim;
+        Running {
+            count: 0.0,
+            sums: vec![0.0; w.heads * width],
+            totals: vec![0.0; w.heads],
+            events: vec![0.0; BLOCK * w.dim],
+            hidden: vec![0.0; BLOCK * w.hidden.outputs],
+            gates: vec![0.0; BLOCK * w.heads],
+            mean: vec![0.0; width],
+            summary: vec![0.0; w.value.outputs + 1],
+            mixed: vec![0.0; w.mix.outputs],
+            part: vec![0.0; w.dim],
+            weights,
+        }
+    }
+
     fn reset(&mut self) {
         self.count = 0.0;
         self.sums.fill(0.0);
@@ -124,7 +134,7 @@ impl Running {
         if self.count == 0.0 {
             return;
         }
-        let width = self.features.len();
+        let width = self.mean.len();
         for (head, &decay) in self.weights.decays.iter().enumerate() {
             if decay != 1.0 {
                 self.totals[head] *= decay;
@@ -134,37 +144,40 @@ impl Running {
         }
     }
 
-    /// One more event, `real` times; what there is becomes older.
-    fn follow(&mut self, item: &[f32], behavior: i64, real: f32) -> Result<()> {
-        self.count_in(item, behavior, real, 0, true)
-    }
-
-    /// Adds an event `real` times, weighted per head by `decay` to the power of `age`, to what there
-    /// is, which is one position `older` or not.
-    fn count_in(
-        &mut self,
-        item: &[f32],
-        behavior: i64,
-        real: f32,
-        age: usize,
-        older: bool,
-    ) -> Result<()> {
+    /// Puts an event at place `slot` of the block.
+    fn place(&mut self, slot: usize, item: &[f32], behavior: i64) -> Result<()> {
         let w = &*self.weights;
         let d = w.dim;
         let kind = usize::try_from(behavior)
             .ok()
             .and_then(|b| w.behaviors.get(b.checked_mul(d)?..)?.get(..d))
             .ok_or_else(|| refuse(&w.file, format!("behavior id {behavior} is not known")))?;
-        self.event.copy_from_slice(item);
-        self.event.iter_mut().zip(kind).for_each(|(x, k)| *x += k);
-        let (hidden, direct) = self.features.split_at_mut(w.hidden.outputs);
-        w.hidden.apply(&self.event, hidden);
+        let event = &mut self.events[slot * d..(slot + 1) * d];
+        event.copy_from_slice(item);
+        event.iter_mut().zip(kind).for_each(|(x, k)| *x += k);
+        Ok(())
+    }
+
+    /// Hidden values and gates of the first `n` events of the block.
+    fn look_at(&mut self, n: usize) {
+        let w = &*self.weights;
+        let events = &self.events[..n * w.dim];
+        w.gate.apply_each(events, &mut self.gates[..n * w.heads]);
+        let hidden = &mut self.hidden[..n * w.hidden.outputs];
+        w.hidden.apply_each(events, hidden);
         hidden.iter_mut().for_each(|x| *x = x.max(0.0));
-        direct.copy_from_slice(&self.event);
-        w.gate.apply(&self.event, &mut self.gates);
+    }
+
+    /// Adds the event at `slot`, looked at before, `real` times, weighted per head by `decay` to the
+    /// power of `age`, to what there is, which is one position `older` or not.
+    fn count_in(&mut self, slot: usize, real: f32, age: usize, older: bool) {
+        let w = &*self.weights;
+        let (d, e, width) = (w.dim, w.hidden.outputs, self.mean.len());
+        let hidden = &self.hidden[slot * e..(slot + 1) * e];
+        let direct = &self.events[slot * d..(slot + 1) * d];
+        let gates = &self.gates[slot * w.heads..(slot + 1) * w.heads];
         self.count += real;
-        let width = self.features.len();
-        for (head, gate) in self.gates.iter().enumerate() {
+        for (head, gate) in gates.iter().enumerate() {
             let mut weight = real / (1.0 + libm::expf(-gate));
             let decay = w.decays[head];
             if age > 0 && decay != 1.0 {
@@ -173,26 +186,28 @@ impl Running {
             let keep = if older { decay } else { 1.0 };
             self.totals[head] = self.totals[head] * keep + weight;
             let sum = &mut self.sums[head * width..(head + 1) * width];
-            sum.iter_mut()
-                .zip(&self.features)
-                .for_each(|(s, f)| *s = *s * keep + weight * f);
+            let (added, passed) = sum.split_at_mut(e);
+            for (sum, features) in [(added, hidden), (passed, direct)] {
+                sum.iter_mut()
+                    .zip(features)
+                    .for_each(|(s, f)| *s = *s * keep + weight * f);
+            }
         }
-        Ok(())
     }
 
     /// Writes the user vector.
     fn read(&mut self, user: &mut [f32]) {
         let w = &*self.weights;
-        let (d, hidden, width) = (w.dim, w.hidden.outputs, self.features.len());
+        let (d, hidden, width) = (w.dim, w.hidden.outputs, self.mean.len());
         // The value matrix is linear: one product per head after the sums instead of one per event.
         user.fill(0.0);
         for head in 0..w.heads {
             let scale = 1.0 / (self.totals[head] + EPSILON);
             let sum = &self.sums[head * width..(head + 1) * width];
-            for (f, s) in self.features.iter_mut().zip(sum) {
-                *f = s * scale;
+            for (m, s) in self.mean.iter_mut().zip(sum) {
+                *m = s * scale;
             }
-            let (added, passed) = self.features.split_at(hidden);
+            let (added, passed) = self.mean.split_at(hidden);
             let range = head * d..(head + 1) * d;
             let mean = &mut self.summary[range.clone()];
             w.value.apply_part(added, range.clone(), mean);
@@ -208,20 +223,26 @@ impl Running {
         w.mix.apply(&self.summary, &mut self.mixed);
         self.mixed.iter_mut().for_each(|x| *x = x.max(0.0));
         for (layer, input) in [(&w.out, &self.mixed), (&w.skip, &self.summary)] {
-            layer.apply(input, &mut self.event);
-            user.iter_mut().zip(&self.event).for_each(|(u, x)| *u += x);
+            layer.apply(input, &mut self.part);
+            user.iter_mut().zip(&self.part).for_each(|(u, x)| *u += x);
         }
     }
 }
 
 impl Follower for Running {
     fn add(&mut self, item: &[f32], behavior: i64) -> Result<()> {
-        self.follow(item, behavior, 1.0)
+        self.place(0, item, behavior)?;
+        self.look_at(1);
+        self.count_in(0, 1.0, 0, true);
+        Ok(())
     }
 
     fn remove_oldest(&mut self, item: &[f32], behavior: i64) -> Result<()> {
         let age = (self.count as usize).saturating_sub(1);
-        self.count_in(item, behavior, -1.0, age, false)
+        self.place(0, item, behavior)?;
+        self.look_at(1);
+        self.count_in(0, -1.0, age, false);
+        Ok(())
     }
 
     fn clear(&mut self) {
@@ -240,11 +261,12 @@ impl Tower for CompactUserTower {
     }
 
     fn follower(&self) -> Option<Box<dyn Follower>> {
-        Some(Box::new(self.0.start()))
+        Some(Box::new(Running::start(self.0.weights.clone())))
     }
 
     fn run(&mut self, inputs: &[Input<'_>]) -> Result<Vec<f32>> {
-        let w = &*self.0;
+        let running = &mut self.0;
+        let w = running.weights.clone();
         let find = |name: &str| {
             let found = inputs.iter().find(|i| i.name == name);
             found.ok_or_else(|| refuse(&w.file, format!("input `{name}` is missing")))
@@ -270,7 +292,6 @@ impl Tower for CompactUserTower {
                 "shapes of items, behaviors and mask do not fit",
             ));
         }
-        let mut running = self.0.start();
         let mut out = vec![0.0f32; batch * dim];
         let rows = out
             .chunks_exact_mut(dim)
@@ -279,12 +300,25 @@ impl Tower for CompactUserTower {
             .zip(real.chunks_exact(window));
         for (((user, x), kinds), real) in rows {
             running.reset();
-            // Positions with mask 0 hold no event, but the others are older for them.
-            for ((item, &behavior), &real) in x.chunks_exact(dim).zip(kinds).zip(real) {
-                if real == 0.0 {
-                    running.age();
-                } else {
-                    running.follow(item, behavior, real)?;
+            let blocks = x.chunks(BLOCK * dim).zip(kinds.chunks(BLOCK));
+            for ((x, kinds), real) in blocks.zip(real.chunks(BLOCK)) {
+                let mut n = 0;
+                for ((item, &behavior), &real) in x.chunks_exact(dim).zip(kinds).zip(real) {
+                    if real != 0.0 {
+                        running.place(n, item, behavior)?;
+                        n += 1;
+                    }
+                }
+                running.look_at(n);
+                let mut slot = 0;
+                for &real in real {
+                    // Positions with mask 0 hold no event, but the others are older for them.
+                    if real == 0.0 {
+                        running.age();
+                    } else {
+                        running.count_in(slot, real, 0, true);
+                        slot += 1;
+                    }
                 }
             }
             running.read(user);
