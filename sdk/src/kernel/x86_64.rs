@@ -13,6 +13,9 @@ const STEP: usize = 8;
 /// stops at every page of 4 KiB; a prefetch never faults, so it may point beyond the rows.
 const AHEAD: usize = 2048;
 
+/// Bytes of rows that are in the nearest cache or soon will be.
+const NEAR: usize = 8192;
+
 /// Inner products of i8 codes: |query| as u8 times row with the query's sign, by `maddubs`.
 ///
 /// # Safety
@@ -120,8 +123,10 @@ macro_rules! floats {
             let wide = dim / 8 * 8;
             let steps = out.len() / STEP * STEP;
             for r in (0..steps).step_by(STEP) {
-                let bytes = STEP * dim * size_of::<$row>();
-                prefetch(rows.as_ptr().cast(), r * dim * size_of::<$row>(), bytes);
+                if size_of_val(rows) > NEAR {
+                    let bytes = STEP * dim * size_of::<$row>();
+                    prefetch(rows.as_ptr().cast(), r * dim * size_of::<$row>(), bytes);
+                }
                 let mut acc = [_mm256_setzero_ps(); STEP];
                 for d in (0..wide).step_by(8) {
                     // SAFETY: d + 8 ≤ wide ≤ dim = query.len().

@@ -22,10 +22,7 @@ use crate::kernel;
 pub(super) use fusion::CompactFusionTower;
 pub(super) use user::CompactUserTower;
 
-/// Outputs whose weights are turned into rows at a time.
-const TRANSPOSED: usize = 16;
-
-/// Inputs that share the loads of a weight.
+/// Inputs that share the loads of a weight; outputs whose rows are filled together.
 const EACH: usize = 16;
 
 /// Opens the weights in `path`, whose length in the manifest is `bytes`.
@@ -39,6 +36,27 @@ fn refuse(file: &str, reason: impl Into<String>) -> Error {
         file: file.to_string(),
         reason: reason.into(),
     }
+}
+
+/// `[inputs, outputs]` as f32 `[outputs, inputs]`.
+fn turned<T: Copy>(
+    values: &[T],
+    inputs: usize,
+    outputs: usize,
+    widen: impl Fn(T) -> f32,
+) -> Vec<f32> {
+    let mut rows = vec![0.0f32; values.len()];
+    // A few outputs at a time: their rows stay in the cache while they are filled.
+    for first in (0..outputs).step_by(EACH) {
+        let block = first..outputs.min(first + EACH);
+        for i in 0..inputs {
+            let from = &values[i * outputs..][block.clone()];
+            for (o, &v) in block.clone().zip(from) {
+                rows[o * inputs + i] = widen(v);
+            }
+        }
+    }
+    rows
 }
 
 /// `x W + b` with W stored output by output.
@@ -64,42 +82,31 @@ impl Dense {
         let weight = format!("{name}.weight");
         let shape = [inputs, outputs];
         let dims = file.shape(&weight).unwrap_or_default().to_vec();
-        let (values, scales) = match file.dtype(&weight) {
-            Some(Dtype::I8) => {
-                let codes = file.take::<i8>(&weight, &shape)?;
-                let columns = dims.get(1).copied();
-                let scales = file.take::<f32>(&format!("{weight}.scale"), &[columns])?;
-                let values = codes.get().iter().map(|&c| f32::from(c)).collect();
-                (values, Some(scales.get().to_vec()))
-            }
-            Some(Dtype::F16) => {
-                let bits = file.take::<Half>(&weight, &shape)?;
-                let value = |h: &Half| half::f16::from_bits(h.0).to_f32();
-                (bits.get().iter().map(value).collect::<Vec<f32>>(), None)
-            }
-            _ => (file.take::<f32>(&weight, &shape)?.get().to_vec(), None),
-        };
-        // `take` has checked that there are two dimensions and that they hold these values.
+        // `take` checks that there are two dimensions, which hold the values.
         let (inputs, outputs) = match dims[..] {
             [i, o] => (i, o),
             _ => (0, 0),
         };
-        let mut rows = vec![0.0f32; values.len()];
-        // A few outputs at a time: their rows stay in the cache while they are filled.
-        for first in (0..outputs).step_by(TRANSPOSED) {
-            let block = first..outputs.min(first + TRANSPOSED);
-            for i in 0..inputs {
-                let from = &values[i * outputs..][block.clone()];
-                for (o, &v) in block.clone().zip(from) {
-                    rows[o * inputs + i] = v;
+        let rows = match file.dtype(&weight) {
+            Some(Dtype::I8) => {
+                let codes = file.take::<i8>(&weight, &shape)?;
+                let scales = file.take::<f32>(&format!("{weight}.scale"), &[Some(outputs)])?;
+                let mut rows = turned(codes.get(), inputs, outputs, f32::from);
+                for (row, scale) in rows.chunks_exact_mut(inputs.max(1)).zip(scales.get()) {
+                    row.iter_mut().for_each(|v| *v *= scale);
                 }
+                rows
             }
-        }
-        if let Some(scales) = scales {
-            for (row, scale) in rows.chunks_exact_mut(inputs.max(1)).zip(scales) {
-                row.iter_mut().for_each(|v| *v *= scale);
+            Some(Dtype::F16) => {
+                let bits = file.take::<Half>(&weight, &shape)?;
+                let value = |h: Half| half::f16::from_bits(h.0).to_f32();
+                turned(bits.get(), inputs, outputs, value)
             }
-        }
+            _ => {
+                let values = file.take::<f32>(&weight, &shape)?;
+                turned(values.get(), inputs, outputs, |v| v)
+            }
+        };
         let bias = if with_bias {
             let bias = file.take::<f32>(&format!("{name}.bias"), &[Some(outputs)])?;
             bias.get().to_vec()
