@@ -118,6 +118,7 @@ impl Bert {
                         &names,
                         d,
                         config.num_attention_heads,
+                        true,
                     )?,
                     attention_norm: Norm::open(
                         &w,

@@ -17,12 +17,19 @@ pub(super) struct Dense {
 impl Dense {
     /// Weight `[fan_out, fan_in]` and bias.
     pub(super) fn open(w: &Weights, name: &str, fan_in: usize, fan_out: usize) -> Result<Self> {
+        let bias = Some(w.get(&format!("{name}.bias"), &[fan_out])?);
         Ok(Self {
-            weight: w
-                .get(&format!("{name}.weight"), &[fan_out, fan_in])?
-                .t()?
-                .contiguous()?,
-            bias: Some(w.get(&format!("{name}.bias"), &[fan_out])?),
+            bias,
+            ..Self::open_plain(w, name, fan_in, fan_out)?
+        })
+    }
+
+    /// Weight alone.
+    fn open_plain(w: &Weights, name: &str, fan_in: usize, fan_out: usize) -> Result<Self> {
+        let weight = w.get(&format!("{name}.weight"), &[fan_out, fan_in])?;
+        Ok(Self {
+            weight: weight.t()?.contiguous()?,
+            bias: None,
         })
     }
 
@@ -115,19 +122,26 @@ pub(super) struct Attention {
 }
 
 impl Attention {
+    /// `biased` is said of queries, keys and values.
     pub(super) fn open(
         w: &Weights,
         prefix: &str,
         names: &AttentionNames<'_>,
         width: usize,
         heads: usize,
+        biased: bool,
     ) -> Result<Self> {
-        let dense = |name: &str| Dense::open(w, &format!("{prefix}.{name}"), width, width);
+        let open = if biased {
+            Dense::open
+        } else {
+            Dense::open_plain
+        };
+        let inner = |name: &str| open(w, &format!("{prefix}.{name}"), width, width);
         Ok(Self {
-            query: dense(names.query)?,
-            key: dense(names.key)?,
-            value: dense(names.value)?,
-            out: dense(names.out)?,
+            query: inner(names.query)?,
+            key: inner(names.key)?,
+            value: inner(names.value)?,
+            out: Dense::open(w, &format!("{prefix}.{}", names.out), width, width)?,
             heads,
         })
     }

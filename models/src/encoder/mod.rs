@@ -4,16 +4,27 @@
 //! `model.safetensors` (or shards with `model.safetensors.index.json`), for text `tokenizer.json`,
 //! for images optionally `preprocessor_config.json`. Nothing is fetched from anywhere.
 //!
-//! | `model_type` in `config.json` | tower | tokens | pooled |
+//! | `config.json` | tower | tokens | pooled |
 //! |---|---|---|---|
-//! | `bert`, `roberta`, `xlm-roberta` | [`bert`] | last hidden states | their mean, L2-normalised |
-//! | `llama`, `mistral`, `qwen2`, `qwen3` | [`crate::llm`] | last hidden states after the final norm | their mean or the last of them, L2-normalised |
+//! | `model_type` `bert`, `roberta`, `xlm-roberta` | [`bert`] | last hidden states | their mean, L2-normalised |
+//! | `model_type` `llama`, `mistral`, `qwen2`, `qwen3` | [`crate::llm`] | last hidden states after the final norm | their mean or the last of them, L2-normalised |
+//! | `model_type` `clip`, `clip_vision_model` | CLIP's for images | class token and patches after the last block | class token after the final norm |
+//! | `model_type` `vit` | ViT | class token and patches after the final norm | the class token of them |
+//! | `architecture` `tf_efficientnet_lite0` … `4` (timm's) | EfficientNet-Lite | pooled one, then the last map by rows | mean of the last map |
+//!
+//! Vectors of pictures are as the tower gives them, not normalised.
 //!
 //! Nothing here is trained, so the fused operations without a backward are used throughout.
 
 pub mod bert;
 mod block;
+mod conv;
+mod efficientnet;
+mod image;
+pub mod picture;
+pub mod preprocess;
 pub mod text;
+mod vit;
 pub(crate) mod weights;
 
 #[cfg(test)]
@@ -23,6 +34,7 @@ use candle_core::Tensor;
 
 use crate::error::Result;
 
+pub use image::{ImageEncoder, Pixels};
 pub use text::{Pooling, TextEncoder};
 
 /// An encoder of one modality.

@@ -1,4 +1,4 @@
-//! Tiny random towers in folders of the test's own.
+//! Text towers with random weights.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -6,7 +6,8 @@ use std::path::Path;
 use candle_core::{DType, Device, Tensor};
 use serde_json::json;
 
-use super::{Output, TextEncoder};
+use super::super::{Output, Pooling, TextEncoder};
+use super::write;
 use crate::error::Result;
 use crate::rng::{self, Purpose};
 
@@ -79,10 +80,6 @@ fn write_tokenizer(dir: &Path, words: &[&str]) {
             "max_input_chars_per_word": 100, "vocab": vocab },
     });
     write(dir, "tokenizer.json", &tokenizer);
-}
-
-fn write(dir: &Path, name: &str, value: &serde_json::Value) {
-    std::fs::write(dir.join(name), value.to_string()).expect("a temporary folder takes files");
 }
 
 fn refusal(dir: &Path) -> String {
@@ -200,7 +197,7 @@ fn a_language_model_gives_mean_and_last_states() -> Result<()> {
     let texts = ["a small hat", "", "a large blue hat and a red one"];
     let states = e.encode(&texts, Output::Tokens(20))?;
     let mean = e.encode(&texts, Output::Pooled)?;
-    e.set_pooling(super::Pooling::Last);
+    e.set_pooling(Pooling::Last);
     let last = e.encode(&texts, Output::Pooled)?;
     for (i, text) in texts.iter().enumerate() {
         let alone = e.encode(&[text], Output::Tokens(20))?;

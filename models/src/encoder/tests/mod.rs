@@ -1,0 +1,13 @@
+//! Tiny towers in folders of the test's own.
+
+mod image;
+mod picture;
+mod text;
+
+use std::path::Path;
+
+pub(crate) use text::write_bert;
+
+fn write(dir: &Path, name: &str, value: &serde_json::Value) {
+    std::fs::write(dir.join(name), value.to_string()).expect("a temporary folder takes files");
+}
