@@ -40,7 +40,9 @@ pub use text::{Pooling, TextEncoder};
 /// An encoder of one modality.
 pub enum Encoder {
     /// Of text.
-    Text(TextEncoder),
+    Text(Box<TextEncoder>),
+    /// Of pictures.
+    Image(Box<ImageEncoder>),
 }
 
 impl Encoder {
@@ -48,6 +50,7 @@ impl Encoder {
     pub fn dim(&self) -> usize {
         match self {
             Self::Text(e) => e.dim(),
+            Self::Image(e) => e.dim(),
         }
     }
 
@@ -55,6 +58,7 @@ impl Encoder {
     pub fn pooling(&self) -> Option<Pooling> {
         match self {
             Self::Text(e) => Some(e.pooling()),
+            Self::Image(_) => None,
         }
     }
 
@@ -62,6 +66,7 @@ impl Encoder {
     pub fn max_tokens(&self) -> Option<usize> {
         match self {
             Self::Text(e) => Some(e.max_tokens()),
+            Self::Image(_) => None,
         }
     }
 }

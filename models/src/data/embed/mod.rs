@@ -3,8 +3,13 @@
 //! # Input
 //!
 //! Rows follow `features/ids.txt` where it exists, else the lines of `items.csv`. An item's text is
-//! its title, then the other columns that hold words, with a full stop between. Items without any
-//! become absent rows.
+//! its title, then the other columns that hold words, with a full stop between. Its picture is the
+//! file that the column `image` names by a path from the data folder; in a table without that
+//! column, `images/<item_id>.jpg`, `.jpeg`, `.png` or `.webp`. A path that leaves the folder, or an
+//! address, is refused.
+//!
+//! Items without input become absent rows, and so do items whose picture cannot be read, which are
+//! counted and the first of them named.
 //!
 //! # Interruption
 //!
@@ -39,7 +44,7 @@ pub struct EmbedConfig {
     pub name: String,
     /// One vector an item, or so many tokens.
     pub output: Output,
-    /// The columns to join, in this order; `None` chooses.
+    /// The columns to join, in this order; `None` chooses. Pictures have one.
     pub columns: Option<Vec<String>>,
     /// Items of a forward pass.
     pub batch: usize,
@@ -60,13 +65,33 @@ pub struct EmbedReport {
     pub tokens: Option<usize>,
     /// Columns of a row.
     pub dim: usize,
-    /// Items without text: their rows are absent.
-    pub without_input: usize,
+    /// Items with features.
+    pub embedded: usize,
+    /// Items without input: their rows are absent.
+    pub absent: usize,
+    /// Items whose picture cannot be read: their rows are absent too.
+    pub unreadable: usize,
+    /// The first of them.
+    pub first_unreadable: Vec<UnreadableItem>,
     /// Items taken over from an interrupted run.
     pub resumed: usize,
     /// Wall time of this run.
     pub seconds: f64,
 }
+
+/// An item whose picture cannot be read.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct UnreadableItem {
+    /// Its key.
+    pub item: String,
+    /// The file, from the data folder.
+    pub file: String,
+    /// Why.
+    pub reason: String,
+}
+
+/// Unreadable items that a report names.
+const NAMED: usize = 5;
 
 /// Embeds all items.
 ///
@@ -99,7 +124,7 @@ pub fn embed(
             }
         }
     }
-    let inputs = Inputs::read(&cfg.data, encoder, cfg.columns.as_deref())?;
+    let inputs = Inputs::read(cfg, encoder)?;
     let rows = Rows {
         items: inputs.len(),
         tokens: match cfg.output {
@@ -112,7 +137,7 @@ pub fn embed(
     let source = format!(
         "{:016x}-{:016x}-{:?}-{:?}-{}-{}",
         hash_folder(&cfg.model)?,
-        inputs.hash(),
+        inputs.hash(encoder),
         encoder.max_tokens(),
         encoder.pooling(),
         cfg.batch,
@@ -149,8 +174,13 @@ pub fn embed(
         file.append(&values)?;
         bar.set_position(file.done() as u64);
     }
-    file.finish()?;
+    let present = file.finish()?;
     bar.finish_and_clear();
+    let (unreadable, first_unreadable) = match encoder {
+        Encoder::Text(_) => (0, Vec::new()),
+        Encoder::Image(encoder) => inputs.unreadable(&present, encoder, NAMED),
+    };
+    let embedded = present.iter().filter(|p| **p).count();
     Ok(EmbedReport {
         name: cfg.name.clone(),
         path,
@@ -158,7 +188,10 @@ pub fn embed(
         items: rows.items,
         tokens: rows.tokens,
         dim: rows.dim,
-        without_input: inputs.missing(),
+        embedded,
+        absent: rows.items - embedded - unreadable,
+        unreadable,
+        first_unreadable,
         resumed,
         seconds: start.elapsed().as_secs_f64(),
     })

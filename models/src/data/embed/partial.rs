@@ -136,8 +136,9 @@ impl Partial {
         self.file.sync_all().map_err(|e| Error::io(&self.path, e))
     }
 
-    /// Adds which rows are present and gives the file its name.
-    pub(super) fn finish(mut self) -> Result<()> {
+    /// Adds which rows are present, gives the file its name and tells of each item whether anything
+    /// of it is present.
+    pub(super) fn finish(mut self) -> Result<Vec<bool>> {
         let io = |e| Error::io(&self.path, e);
         self.file
             .seek(SeekFrom::Start(self.start as u64))
@@ -153,6 +154,8 @@ impl Partial {
         self.file.seek(SeekFrom::End(0)).map_err(io)?;
         self.file.write_all(&present).map_err(io)?;
         self.file.sync_all().map_err(io)?;
-        std::fs::rename(&self.path, &self.target).map_err(io)
+        std::fs::rename(&self.path, &self.target).map_err(io)?;
+        let each = present.chunks_exact(self.rows.tokens.unwrap_or(1));
+        Ok(each.map(|item| item.contains(&1)).collect())
     }
 }

@@ -6,6 +6,8 @@ mod text;
 
 use std::path::Path;
 
+pub(crate) use image::write_vit;
+pub(crate) use picture::png;
 pub(crate) use text::write_bert;
 
 fn write(dir: &Path, name: &str, value: &serde_json::Value) {

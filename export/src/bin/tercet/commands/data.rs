@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::{Subcommand, ValueEnum};
 use tercet_models::Error;
 use tercet_models::data::embed::{self, EmbedConfig};
@@ -10,7 +10,7 @@ use tercet_models::data::import::{self, Format};
 use tercet_models::data::inspect;
 use tercet_models::data::perspectives::{self, PerspectivesConfig};
 use tercet_models::data::synthetic::{self, SyntheticConfig};
-use tercet_models::encoder::{Encoder, Output, Pooling, TextEncoder};
+use tercet_models::encoder::{Encoder, ImageEncoder, Output, Pooling, TextEncoder};
 
 use super::shared;
 use crate::{interrupt, output};
@@ -64,6 +64,10 @@ pub(crate) enum Data {
         json: bool,
     },
     /// Features of all items by a pretrained encoder; an interrupted run goes on where it stopped.
+    ///
+    /// Pictures are JPEG, PNG or WebP files inside the data folder: those that the column image of
+    /// items.csv names, or, in a table without that column, images/<item_id>.jpg, .jpeg, .png or
+    /// .webp. An item without a picture, or with one that cannot be read, becomes an absent row.
     Embed {
         /// Data set folder.
         #[arg(long)]
@@ -71,7 +75,7 @@ pub(crate) enum Data {
         /// What to read of an item.
         #[arg(long, value_enum)]
         modality: ModalityArg,
-        /// Folder of the encoder: config.json, model.safetensors, tokenizer.json.
+        /// Folder of the encoder: config.json, model.safetensors and, for text, tokenizer.json.
         #[arg(long)]
         model: PathBuf,
         /// Store this many tokens an item, longer inputs cut.
@@ -80,13 +84,14 @@ pub(crate) enum Data {
         /// Store one vector an item (the default).
         #[arg(long)]
         pooled: bool,
-        /// How a language model's states become one vector.
-        #[arg(long, value_enum, default_value = "mean", conflicts_with = "tokens")]
-        pool: PoolArg,
-        /// Cut inputs to this many tokens, special ones included; the encoder's own limit when absent.
+        /// How a language model's states become one vector; the mean when absent.
+        #[arg(long, value_enum, conflicts_with = "tokens")]
+        pool: Option<PoolArg>,
+        /// Cut texts to this many tokens, special ones included; the encoder's own limit when absent.
         #[arg(long, value_name = "N", value_parser = shared::positive, conflicts_with = "tokens")]
         max_tokens: Option<usize>,
         /// Columns of items.csv to join, in this order; title and all columns of words when absent.
+        /// For pictures, the one with their paths.
         #[arg(long, value_delimiter = ',')]
         columns: Option<Vec<String>>,
         /// Name of the modality: features/NAME.safetensors.
@@ -112,6 +117,8 @@ pub(crate) enum Data {
 pub(crate) enum ModalityArg {
     /// Title and other columns of words.
     Text,
+    /// Pictures.
+    Image,
 }
 
 /// From states of tokens to one vector.
@@ -207,18 +214,27 @@ pub(crate) fn run(verb: Data) -> Result<()> {
         } => {
             shared::threads(threads)?;
             let dev = tercet_models::run::device(&device)?;
+            let refused = || format!("cannot use the encoder {}", model.display());
             let encoder = match modality {
                 ModalityArg::Text => {
-                    let mut encoder = TextEncoder::open(&model, &dev)
-                        .with_context(|| format!("cannot use the encoder {}", model.display()))?;
+                    let mut encoder = TextEncoder::open(&model, &dev).with_context(refused)?;
                     if let Some(n) = tokens.or(max_tokens) {
                         encoder.set_max_tokens(n)?;
                     }
                     encoder.set_pooling(match pool {
-                        PoolArg::Mean => Pooling::Mean,
-                        PoolArg::Last => Pooling::Last,
+                        None | Some(PoolArg::Mean) => Pooling::Mean,
+                        Some(PoolArg::Last) => Pooling::Last,
                     });
-                    Encoder::Text(encoder)
+                    Encoder::Text(Box::new(encoder))
+                }
+                ModalityArg::Image => {
+                    ensure!(
+                        pool.is_none() && max_tokens.is_none(),
+                        "--pool and --max-tokens are for texts"
+                    );
+                    Encoder::Image(Box::new(
+                        ImageEncoder::open(&model, &dev).with_context(refused)?,
+                    ))
                 }
             };
             let cfg = EmbedConfig {
@@ -246,16 +262,27 @@ fn embed_items(cfg: &EmbedConfig, encoder: &Encoder, json: bool) -> Result<()> {
         return output::json(&report);
     }
     let tokens = report.tokens.map(|n| format!(" x {n} tokens"));
+    let columns = match report.columns.as_slice() {
+        [] => String::new(),
+        names => format!(", of columns {}", names.join(", ")),
+    };
     println!(
-        "{}: {} items{} x {}, of columns {}; {} without text; {:.1} s",
+        "{}: {} items{} x {}{columns}; {} embedded, {} absent, {} unreadable; {:.1} s",
         report.path.display(),
         report.items,
         tokens.unwrap_or_default(),
         report.dim,
-        report.columns.join(", "),
-        report.without_input,
+        report.embedded,
+        report.absent,
+        report.unreadable,
         report.seconds
     );
+    for item in &report.first_unreadable {
+        println!("  {} {}: {}", item.item, item.file, item.reason);
+    }
+    if report.unreadable > report.first_unreadable.len() {
+        println!("  …");
+    }
     Ok(())
 }
 

@@ -1,3 +1,7 @@
+//! Features of texts; those of pictures are below.
+
+mod pictures;
+
 use std::fs;
 
 use super::*;
@@ -23,7 +27,7 @@ fn shop() -> Result<Shop> {
         "interactions.csv",
         "user_id,item_id\nu,0\nu,2\nu,4\nv,1\nv,3\nv,0\n",
     );
-    let encoder = Encoder::Text(TextEncoder::open(&model, &Device::Cpu)?);
+    let encoder = Encoder::Text(Box::new(TextEncoder::open(&model, &Device::Cpu)?));
     Ok(Shop { dir, encoder })
 }
 
@@ -49,7 +53,7 @@ fn data_sets_read_what_was_written() -> Result<()> {
     let shop = shop()?;
     let report = shop.run(&shop.config("text_toy", Output::Pooled))?;
     assert_eq!(report.columns, ["title", "colour"]);
-    assert_eq!((report.items, report.without_input, report.dim), (5, 1, 8));
+    assert_eq!((report.items, report.absent, report.dim), (5, 1, 8));
     shop.run(&shop.config("text_words", Output::Tokens(4)))?;
     let data = Dataset::open(shop.dir.path(), &LoadOptions::default())?;
     let pooled = data.modality("text_toy").expect("written");
