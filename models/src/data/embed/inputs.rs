@@ -7,6 +7,7 @@ use std::path::{Component, Path, PathBuf};
 use candle_core::Tensor;
 use rayon::prelude::*;
 
+use super::prompt::Prompt;
 use super::{EmbedConfig, FNV_START, UnreadableItem, fnv};
 use crate::data::features;
 use crate::data::table::{self, Table};
@@ -59,9 +60,10 @@ impl Inputs {
         let mut items = Items::read(&cfg.data)?;
         items.follow_rows(&cfg.data)?;
         let columns = cfg.columns.as_deref();
-        match encoder {
-            Encoder::Text(_) => items.texts(columns),
-            Encoder::Image(_) => items.pictures(columns),
+        match (encoder, &cfg.prompt) {
+            (Encoder::Text(_), Some(prompt)) => items.prompts(prompt),
+            (Encoder::Text(_), None) => items.texts(columns),
+            (Encoder::Image(_), _) => items.pictures(columns),
         }
     }
 
@@ -274,6 +276,15 @@ impl Items {
         let values = self.rows.iter().map(text).collect();
         let columns = chosen.iter().map(|&c| self.header[c].clone()).collect();
         Ok(self.inputs(values, columns))
+    }
+
+    fn prompts(&self, template: &str) -> Result<Inputs> {
+        let prompt = Prompt::parse(template, &self.header)
+            .map_err(|reason| Error::config(format!("the prompt cannot be used: {reason}")))?;
+        let values = self.rows.iter().map(|row| prompt.fill(&row.fields));
+        let columns = prompt.columns();
+        let columns = columns.iter().map(|&c| self.header[c].clone()).collect();
+        Ok(self.inputs(values.collect(), columns))
     }
 
     /// Paths of a column, else files in the folder of pictures that have an item's name.

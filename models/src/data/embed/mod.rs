@@ -19,6 +19,7 @@
 
 mod inputs;
 mod partial;
+mod prompt;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -46,6 +47,9 @@ pub struct EmbedConfig {
     pub output: Output,
     /// The columns to join, in this order; `None` chooses. Pictures have one.
     pub columns: Option<Vec<String>>,
+    /// Instead of joined columns, a text with `{column}` or, for its first 60 words, `{column:60}`
+    /// where an item's fields go. A sentence whose columns are all empty is left out.
+    pub prompt: Option<String>,
     /// Items of a forward pass.
     pub batch: usize,
 }

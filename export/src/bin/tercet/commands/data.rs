@@ -94,6 +94,11 @@ pub(crate) enum Data {
         /// For pictures, the one with their paths.
         #[arg(long, value_delimiter = ',')]
         columns: Option<Vec<String>>,
+        /// What a language model reads instead of joined columns, for example "Product: {title}. Brand:
+        /// {brand}. Details: {description:60}. In one phrase, this product is for"; {name:60} is a
+        /// column's first 60 words, and a sentence whose columns are empty is left out.
+        #[arg(long, value_name = "TEXT", conflicts_with = "columns")]
+        prompt: Option<String>,
         /// Name of the modality: features/NAME.safetensors.
         #[arg(long, value_name = "NAME")]
         out: String,
@@ -206,6 +211,7 @@ pub(crate) fn run(verb: Data) -> Result<()> {
             pool,
             max_tokens,
             columns,
+            prompt,
             out,
             batch,
             device,
@@ -229,8 +235,8 @@ pub(crate) fn run(verb: Data) -> Result<()> {
                 }
                 ModalityArg::Image => {
                     ensure!(
-                        pool.is_none() && max_tokens.is_none(),
-                        "--pool and --max-tokens are for texts"
+                        pool.is_none() && max_tokens.is_none() && prompt.is_none(),
+                        "--pool, --max-tokens and --prompt are for texts"
                     );
                     Encoder::Image(Box::new(
                         ImageEncoder::open(&model, &dev).with_context(refused)?,
@@ -243,6 +249,7 @@ pub(crate) fn run(verb: Data) -> Result<()> {
                 name: out,
                 output: tokens.map_or(Output::Pooled, Output::Tokens),
                 columns,
+                prompt,
                 batch,
             };
             embed_items(&cfg, &encoder, json)

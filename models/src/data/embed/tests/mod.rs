@@ -39,6 +39,7 @@ impl Shop {
             name: name.to_owned(),
             output,
             columns: None,
+            prompt: None,
             batch: 2,
         }
     }
@@ -121,6 +122,30 @@ fn names_and_columns_are_checked() -> Result<()> {
         error.contains("plot") && error.contains("colour"),
         "{error}"
     );
+    Ok(())
+}
+
+#[test]
+fn prompts_take_the_place_of_columns() -> Result<()> {
+    let shop = shop()?;
+    let mut cfg = shop.config("text_prompt", Output::Pooled);
+    cfg.prompt = Some("{title}. blue {colour:1}".to_owned());
+    let report = shop.run(&cfg)?;
+    assert_eq!(report.columns, ["title", "colour"]);
+    assert_eq!((report.embedded, report.absent), (4, 1));
+    // Item 4 has no colour and says its title alone.
+    cfg.name = "text_title".to_owned();
+    cfg.prompt = Some("{title}.".to_owned());
+    shop.run(&cfg)?;
+    let data = Dataset::open(shop.dir.path(), &LoadOptions::default())?;
+    let row = |name: &str| {
+        let modality = data.modality(name).expect("written");
+        modality.values.row(4).to_owned()
+    };
+    let far = &row("text_prompt") - &row("text_title");
+    assert!(far.iter().all(|x| x.abs() < 1e-5));
+    cfg.prompt = Some("{size}".to_owned());
+    assert!(shop.run(&cfg).is_err());
     Ok(())
 }
 

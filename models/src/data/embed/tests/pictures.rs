@@ -69,6 +69,7 @@ impl Shop {
             name: name.to_owned(),
             output,
             columns: None,
+            prompt: None,
             batch: 2,
         }
     }
