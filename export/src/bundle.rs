@@ -1,6 +1,7 @@
 //! A student and its data → a bundle.
 
-use std::collections::{BTreeMap, HashSet};
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -22,6 +23,7 @@ use crate::error::{Error, Result};
 use crate::onnx::{self, OPSET, TensorData, TowerTensor, Weights};
 use crate::quality::{TableQuality, table_quality};
 use crate::scorer::BundleScorer;
+use crate::shards::{Merged, Shards};
 use crate::verify::{self, Parity};
 
 /// File names of the towers.
@@ -59,6 +61,9 @@ pub struct ExportOptions {
     pub expires: Option<String>,
     /// How the metrics of the model card are measured.
     pub protocol: EvalProtocol,
+    /// Folder of item vectors that take the place of the student's own; see
+    /// [`shards`](crate::shards).
+    pub shards: Option<PathBuf>,
 }
 
 impl Default for ExportOptions {
@@ -74,6 +79,7 @@ impl Default for ExportOptions {
             created: None,
             expires: None,
             protocol: EvalProtocol::valid(),
+            shards: None,
         }
     }
 }
@@ -180,8 +186,13 @@ pub struct ExportReport {
 /// compared with the student (see [`verify::Bounds`]) and measured; only then a bundle with those
 /// metrics in its model card takes the final name. If anything fails, `dest` is as it was.
 ///
+/// With [`ExportOptions::shards`] the table holds the items and vectors of the shards, in their
+/// order: at least the items of `data`, and as many more as there are. The bundle is compared with
+/// the student before, with the student's own vectors, and measured after, with those of the
+/// shards. Items that `data` does not know have popularity 0 and no attributes.
+///
 /// # Errors
-/// [`Error::Mismatch`] for other data than the student's, [`Error::Parity`] if the bundle differs
+/// [`Error::Mismatch`] for other data than the student's, [`Error::Shard`], [`Error::Parity`] if the bundle differs
 /// from the student by more than its number formats explain, [`Error::Runtime`] if `dest` exists
 /// and is no bundle.
 pub fn export(
@@ -199,8 +210,13 @@ pub fn export(
             reason: "probes are partitions to look at; give a number of partitions too".into(),
         });
     }
-    // Refuses a destination that must not be replaced before any work is done.
+    // Refuses a destination that must not be replaced, and shards that are not complete, before any
+    // work is done.
     drop(BundleWriter::create(dest)?);
+    let shards = options.shards.as_ref();
+    let shards = shards
+        .map(|folder| Shards::open(folder, student.shape.dim))
+        .transpose()?;
     let parent = match dest.parent() {
         Some(p) if !p.as_os_str().is_empty() => p,
         _ => Path::new("."),
@@ -219,6 +235,22 @@ pub fn export(
     let scorer = BundleScorer::new(&draft, data)?;
     let parity = verify::parity(&draft, &scorer, student, data)?;
     verify::check(&parity, options.table, options.towers)?;
+    let merged = match &shards {
+        Some(shards) => Some(shards.merge(&staging.path().join("vectors.f32"))?),
+        None => None,
+    };
+    let (parts, draft, scorer) = match (&shards, &merged) {
+        (Some(shards), Some(merged)) => {
+            let parts = parts.of_shards(merged, data)?;
+            let draft = parts
+                .write(&staging.path().join("merged.tercet"), manifest.clone())
+                .map_err(|e| shards.blame(e))?;
+            draft.verify()?;
+            let scorer = BundleScorer::new(&draft, data)?;
+            (parts, draft, scorer)
+        }
+        _ => (parts, draft, scorer),
+    };
     let protocol = &options.protocol;
     // Data without such rows is exported too, but its card has no metrics.
     let (full, packed) = match eval::queries(data, protocol) {
@@ -232,7 +264,8 @@ pub fn export(
     let metrics =
         |r: &Option<eval::EvalReport>| r.as_ref().map(|r| r.metrics.clone()).unwrap_or_default();
     let (full_metrics, packed_metrics) = (metrics(&full), metrics(&packed));
-    let quality = table_quality(&draft, &scorer, data, &parts.vectors, options.probes)?;
+    let items = (&parts.keys[..], &parts.vectors[..]);
+    let quality = table_quality(&draft, &scorer, data, items, options.probes)?;
     manifest.table.probes = quality.probes;
     let loss: BTreeMap<&String, f64> = full_metrics
         .iter()
@@ -266,6 +299,7 @@ pub fn export(
             "scheme": options.table,
             "tail": options.tail,
             "partitions": options.partitions,
+            "sharded": shards.is_some(),
             "search": quality,
             "metric_loss": loss,
         },
@@ -386,7 +420,7 @@ struct Parts<'a> {
     tail: bool,
     partitions: Option<usize>,
     keys: Vec<&'a str>,
-    vectors: Vec<f32>,
+    vectors: Cow<'a, [f32]>,
     popularity: Vec<f32>,
     /// `[N, M]`.
     modalities: Vec<u8>,
@@ -433,7 +467,7 @@ impl<'a> Parts<'a> {
             tail: options.tail,
             partitions: options.partitions,
             keys: data.items.keys().collect(),
-            vectors: verify::to_vec(items)?,
+            vectors: verify::to_vec(items)?.into(),
             popularity: counts
                 .iter()
                 .map(|&c| (f64::from(c) / total) as f32)
@@ -441,6 +475,46 @@ impl<'a> Parts<'a> {
             modalities: modality_shares(student, data, items)?,
             columns: Columns::new(data),
             files,
+        })
+    }
+
+    /// The same for the items of shards, which hold those of `data`.
+    fn of_shards(self, merged: &'a Merged, data: &Dataset) -> Result<Self> {
+        let known = data.items.keys().enumerate();
+        let known: HashMap<&str, usize> = known.map(|(i, key)| (key, i)).collect();
+        let from: Vec<Option<usize>> = merged
+            .keys
+            .iter()
+            .map(|key| known.get(key.as_str()).copied())
+            .collect();
+        let mut missing: HashSet<usize> = (0..data.num_items()).collect();
+        from.iter().flatten().for_each(|i| {
+            missing.remove(i);
+        });
+        if let Some(&i) = missing.iter().min() {
+            return Err(Error::Mismatch {
+                reason: format!(
+                    "the shards lack {} items of the data, {:?} for one",
+                    missing.len(),
+                    data.items.key(i as u32)
+                ),
+            });
+        }
+        let width = self.modalities.len() / data.num_items().max(1);
+        let shares = |i: &Option<usize>| match i {
+            Some(i) => self.modalities[i * width..(i + 1) * width].to_vec(),
+            None => vec![0; width],
+        };
+        Ok(Parts {
+            keys: merged.keys.iter().map(String::as_str).collect(),
+            vectors: merged.vectors.values().into(),
+            popularity: from
+                .iter()
+                .map(|i| i.map_or(0.0, |i| self.popularity[i]))
+                .collect(),
+            modalities: from.iter().flat_map(shares).collect(),
+            columns: self.columns.pick(&from),
+            ..self
         })
     }
 
@@ -514,7 +588,7 @@ fn safetensors_bytes(tensors: &[TowerTensor], scratch: &Path) -> Result<Vec<u8>>
 #[derive(Default)]
 struct Columns<'a> {
     single: Vec<(&'a str, Vec<Option<&'a str>>)>,
-    lists: Vec<(&'a str, &'a [Vec<String>])>,
+    lists: Vec<(&'a str, Vec<Vec<&'a str>>)>,
     skipped: Vec<SkippedAttribute>,
 }
 
@@ -535,7 +609,9 @@ impl<'a> Columns<'a> {
                     reason,
                 });
             } else if a.values.iter().any(|v| v.len() > 1) {
-                out.lists.push((&a.name, &a.values));
+                let all = |v: &'a Vec<String>| v.iter().map(String::as_str).collect();
+                out.lists
+                    .push((&a.name, a.values.iter().map(all).collect()));
             } else {
                 let first = |v: &'a Vec<String>| v.first().map(String::as_str);
                 out.single
@@ -543,6 +619,23 @@ impl<'a> Columns<'a> {
             }
         }
         out
+    }
+
+    /// The columns of other rows: each is one of these, or has no value.
+    fn pick(self, from: &[Option<usize>]) -> Self {
+        let single = self.single.into_iter().map(|(name, values)| {
+            let value = |i: &Option<usize>| i.and_then(|i| values[i]);
+            (name, from.iter().map(value).collect())
+        });
+        let lists = self.lists.into_iter().map(|(name, values)| {
+            let value = |i: &Option<usize>| i.map_or_else(Vec::new, |i| values[i].clone());
+            (name, from.iter().map(value).collect())
+        });
+        Self {
+            single: single.collect(),
+            lists: lists.collect(),
+            skipped: self.skipped,
+        }
     }
 
     fn refusal(name: &str, values: &[Vec<String>], has_titles: bool) -> Option<String> {

@@ -58,6 +58,14 @@ pub enum Error {
         /// What, and what to do instead.
         reason: String,
     },
+    /// A shard of item vectors cannot be used.
+    #[error("shard {}: {fault}", path.display())]
+    Shard {
+        /// The shard's file, or the folder if it is not one file's fault.
+        path: PathBuf,
+        /// What is wrong.
+        fault: ShardFault,
+    },
     /// Data and bundle, or data and student, do not belong together.
     #[error("data and bundle do not fit: {reason}")]
     Mismatch {
@@ -69,6 +77,53 @@ pub enum Error {
     Parity {
         /// Which bound was broken, and by how much.
         reason: String,
+    },
+}
+
+/// What can be wrong with a shard.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ShardFault {
+    /// There is no such file.
+    #[error("it is missing; run the job again, which writes only what is missing")]
+    Missing,
+    /// It is no shard, or a damaged one.
+    #[error("it is not a whole shard: {0}")]
+    Malformed(String),
+    /// It comes from another job, or is no part of any.
+    #[error("it does not belong here: {0}")]
+    Foreign(String),
+    /// Vectors of another width than the student's.
+    #[error("its vectors have {got} values, those of the student {expected}")]
+    Dim {
+        /// Width of the student.
+        expected: usize,
+        /// Width found.
+        got: usize,
+    },
+    /// Rows that another shard holds too.
+    #[error("it begins with row {got}, which {} holds", other.display())]
+    Overlap {
+        /// First row.
+        got: u64,
+        /// The other shard.
+        other: PathBuf,
+    },
+    /// Rows that no shard holds.
+    #[error("it begins with row {got}, but no shard holds row {expected}")]
+    Gap {
+        /// First row that is missing.
+        expected: u64,
+        /// First row.
+        got: u64,
+    },
+    /// Two items with one key.
+    #[error("item {key:?} is also in {}", other.display())]
+    DuplicateKey {
+        /// The key.
+        key: String,
+        /// The shard of the other one; it may be the same.
+        other: PathBuf,
     },
 }
 

@@ -15,11 +15,12 @@ pub mod onnx;
 mod quality;
 pub mod replay;
 mod scorer;
+pub mod shards;
 mod sign;
 pub mod verify;
 
 pub use bundle::{ExportOptions, ExportReport, Provenance, SkippedAttribute, export};
-pub use error::{Error, Result};
+pub use error::{Error, Result, ShardFault};
 pub use inspect::{FileReport, InspectReport, TensorReport, inspect};
 pub use quality::TableQuality;
 pub use replay::{ReplayOptions, ReplayReport, replay};

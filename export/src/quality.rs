@@ -33,27 +33,27 @@ pub struct TableQuality {
     pub probes: Option<usize>,
 }
 
-/// Measures the table of `bundle` against the item vectors `[N, D]` it was made from. For a
+/// Measures the table of `bundle` against the items it was made from: N keys and vectors `[N, D]`. For a
 /// partitioned table `probes` is used as given, or the smallest number is chosen, in steps of a
 /// quarter, that finds 98 % of what an exhaustive search finds.
 ///
 /// # Errors
-/// Whatever the runtime reports, and items of the data that the bundle lacks.
+/// Whatever the runtime reports, and items that the bundle lacks.
 pub(crate) fn table_quality(
     bundle: &Bundle,
     scorer: &BundleScorer,
     data: &Dataset,
-    vectors: &[f32],
+    (keys, vectors): (&[&str], &[f32]),
     probes: Option<usize>,
 ) -> Result<TableQuality> {
     let table = bundle.table();
-    let (n, d) = (data.num_items(), table.dim());
+    let (n, d) = (keys.len(), table.dim());
     let k = K.min(n);
     let mut rows = Vec::with_capacity(n);
-    for key in data.items.keys() {
+    for key in keys {
         let row = table.find(key)?;
         rows.push(row.ok_or_else(|| Error::Mismatch {
-            reason: format!("the bundle lacks item {key:?} of the data"),
+            reason: format!("the bundle lacks item {key:?}"),
         })?);
     }
     let histories = sample_histories(data, bundle.manifest().window, Split::Test);

@@ -43,6 +43,7 @@ pub mod store;
 mod table;
 mod topk;
 mod user_data;
+mod vectors;
 
 pub use adapt::{Feedback, MAX_FEEDBACK};
 pub use added::{Added, MAX_ADDED, NewItem};
@@ -73,3 +74,4 @@ pub use session::{ProbeReport, Session, SessionOptions, score_histories};
 pub use store::{BundleStore, StoreOptions, StoreStatus, StoredBundle};
 pub use table::{ItemTable, Metric};
 pub use topk::Scored;
+pub use vectors::VectorFile;

@@ -2,3 +2,4 @@
 
 mod parity;
 mod pipeline;
+mod shards;

@@ -63,6 +63,10 @@ pub(crate) struct Args {
     /// Version; one more than that of the bundle being replaced when absent, else 1.
     #[arg(long)]
     bundle_version: Option<u64>,
+    /// Folder of sharded item vectors, as `examples/spark/embed_catalogue.py` writes them: the table
+    /// then holds their items, which are at least those of the data.
+    #[arg(long, value_name = "DIR")]
+    shards: Option<PathBuf>,
     /// Sign with this secret key, of `tercet key new` or of minisign. The password of an encrypted
     /// one is taken from the environment variable TERCET_KEY_PASSWORD.
     #[arg(long, value_name = "KEYFILE")]
@@ -117,6 +121,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         },
         bundle_id: args.bundle_id,
         bundle_version: args.bundle_version,
+        shards: args.shards,
         ..ExportOptions::default()
     };
     let report = export(&student, &data, &provenance, &options, &args.out)
