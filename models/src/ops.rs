@@ -214,6 +214,7 @@ fn flat(t: &Tensor) -> candle_core::Result<Vec<f32>> {
 /// Weights replace repeated anchors exactly (a node drawn three times has three times the weight).
 /// The similarities are streamed over tiles of the view; their exponentials are kept for the
 /// backward while they are few, and computed again when they are many, so that memory is bounded.
+/// On a GPU the same is composed of candle's operations, tile by tile too.
 ///
 /// # Shapes
 /// `anchors` `[B, D]`, `view` `[V, D]`, both with rows of norm at most one (so that 1/τ bounds every
@@ -244,14 +245,48 @@ pub fn info_nce(
     if anchors.device().is_cpu() {
         return Ok(anchors.contiguous()?.apply_op2(&view.contiguous()?, op)?);
     }
+    info_nce_composed(anchors, view, positive, weight, tau)
+}
+
+/// [`info_nce`] from ordinary tensor operations, for devices without our kernel: value and gradients
+/// are computed at once, tile by tile, so that the similarities of one tile exist at a time.
+fn info_nce_composed(
+    anchors: &Tensor,
+    view: &Tensor,
+    positive: &[u32],
+    weight: &[f32],
+    tau: f64,
+) -> Result<Tensor> {
     let dev = anchors.device();
-    let logits = (anchors.matmul(&view.t()?)? / tau)?;
-    let max = logits.max_keepdim(1)?.detach();
-    let lse = (logits.broadcast_sub(&max)?.exp()?.sum(1)?.log()? + max.squeeze(1)?)?;
-    let idx = Tensor::from_slice(positive, (positive.len(), 1), dev)?;
-    let pos = logits.gather(&idx, 1)?.squeeze(1)?;
-    let w = Tensor::from_slice(weight, weight.len(), dev)?;
-    Ok(((lse - pos)? * w)?.sum_all()?)
+    let (a, b) = (anchors.detach(), view.detach());
+    let v = b.dim(0)?;
+    let tile = |start: usize| -> Result<(Tensor, Tensor)> {
+        let rows = b.narrow(0, start, TILE.min(v - start))?;
+        let e = a.matmul(&rows.t()?)?.affine(1.0 / tau, -1.0 / tau)?.exp()?;
+        Ok((rows, e))
+    };
+    let w = Tensor::from_slice(weight, (weight.len(), 1), dev)?;
+    let mut sums = w.zeros_like()?;
+    for start in (0..v).step_by(TILE) {
+        sums = (sums + tile(start)?.1.sum_keepdim(1)?)?;
+    }
+    let share = (&w / &sums)?;
+    let idx = Tensor::from_slice(positive, positive.len(), dev)?;
+    let picked = b.index_select(&idx, 0)?;
+    let along = ((&a * &picked)?.sum_keepdim(1)? / tau)?;
+    let value = ((sums.log()? + 1.0 / tau)?.sub(&along)? * &w)?.sum_all()?;
+    let mut da = picked.broadcast_mul(&w)?.neg()?;
+    let mut db = Vec::new();
+    for start in (0..v).step_by(TILE) {
+        let (rows, e) = tile(start)?;
+        let p = e.broadcast_mul(&share)?;
+        da = (da + p.matmul(&rows)?)?;
+        db.push(p.t()?.matmul(&a)?);
+    }
+    let db = Tensor::cat(&db, 0)?.index_add(&idx, &a.broadcast_mul(&w)?.neg()?, 0)?;
+    // A zero whose gradient is the wanted one.
+    let carry = |x: &Tensor, known: &Tensor, dx: Tensor| ((x - known)? * (dx / tau)?)?.sum_all();
+    Ok(((value + carry(anchors, &a, da)?)? + carry(view, &b, db)?)?)
 }
 
 struct InfoNce {
@@ -624,14 +659,20 @@ mod tests {
         let idx = Tensor::from_slice(&pos, (n, 1), &dev)?;
         let picked = logits.gather(&idx, 1)?.squeeze(1)?;
         let slow = ((lse - picked)? * Tensor::from_slice(&w, n, &dev)?)?.sum_all()?;
-        let (f, s) = (fast.to_scalar::<f32>()?, slow.to_scalar::<f32>()?);
-        assert!((f - s).abs() < 1e-5 * s.abs(), "{f} {s}");
-        let (gf, gs) = (fast.backward()?, slow.backward()?);
-        for var in [&a, &b] {
-            let x = gf.get(var.as_tensor()).expect("gradient");
-            let y = gs.get(var.as_tensor()).expect("gradient");
-            let d = (x - y)?.abs()?.max_all()?.to_scalar::<f32>()?;
-            assert!(d < 1e-5, "{d}");
+        let s = slow.to_scalar::<f32>()?;
+        let gs = slow.backward()?;
+        // What other devices compute, too.
+        for fast in [fast, info_nce_composed(&an, &bn, &pos, &w, tau)?] {
+            let f = fast.to_scalar::<f32>()?;
+            assert!((f - s).abs() < 1e-5 * s.abs(), "{f} {s}");
+            // Twice the loss: a gradient is scaled by what comes after it.
+            let gf = (fast * 2.0)?.backward()?;
+            for var in [&a, &b] {
+                let x = (gf.get(var.as_tensor()).expect("gradient") * 0.5)?;
+                let y = gs.get(var.as_tensor()).expect("gradient");
+                let d = (x - y)?.abs()?.max_all()?.to_scalar::<f32>()?;
+                assert!(d < 1e-5, "{d}");
+            }
         }
         Ok(())
     }

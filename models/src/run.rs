@@ -500,9 +500,33 @@ pub fn device(name: &str) -> Result<Device> {
         .ok_or_else(|| Error::config(format!("`{name}` is not a device; use cpu or cuda:N")))?;
     if !candle_core::utils::cuda_is_available() {
         return Err(Error::config(format!(
-            "{name} was asked for, but this build has no CUDA support; build with `--features cuda`, or use --device cpu"
+            "{name} was asked for, but this build has no CUDA support; build with \
+             `--features cuda`, or use --device cpu"
         )));
     }
     Device::new_cuda(index)
         .map_err(|e| Error::config(format!("{name} cannot be used: {e}; use --device cpu")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::device;
+
+    #[test]
+    fn a_device_that_is_not_there_is_told_so() {
+        assert!(device("cpu").is_ok_and(|d| d.is_cpu()));
+        for name in ["gpu", "cuda:", "cuda:x", "cuda:-1", ""] {
+            let error = device(name).err().map(|e| e.to_string());
+            assert!(
+                error.is_some_and(|e| e.contains("not a device")),
+                "{name:?}"
+            );
+        }
+        if !cfg!(feature = "cuda") {
+            let error = device("cuda:0").err().map(|e| e.to_string());
+            let error = error.unwrap_or_default();
+            assert!(error.contains("cuda:0") && error.contains("--features cuda"));
+            assert!(error.contains("--device cpu"), "{error}");
+        }
+    }
 }
