@@ -4,14 +4,14 @@
     python3 benches/towers.py BUNDLE [--rounds 5]
 
 The tower is rebuilt in TensorFlow from the bundle's weights and converted to LiteRT, as f32 and with
-int8 weights (dynamic range), for a history that fills the bundle's window. Its f32 answer is compared
-with that of numpy before anything is timed; the Rust program (`--bench engines`) compares its engines
-with one another. Rounds are interleaved, the median round counts.
+int8 weights (dynamic range), for a history that fills the bundle's window. Its answers, and those of the
+Rust program (`--bench engines`) for the history that it chose, are compared with numpy's. Rounds are
+interleaved, the median round counts.
 
 The wheels (TensorFlow converts, ai-edge-litert runs) go to `towers` in $CARGO_TARGET_DIR or ./target;
 $TOWERS_VENV and $TOWERS_PROGRAM name an environment and a program that are there already.
 """
-import argparse, json, os, statistics, struct, subprocess, sys, time
+import argparse, json, os, statistics, struct, subprocess, sys, tempfile, time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 TARGET = os.path.abspath(os.environ.get("CARGO_TARGET_DIR", os.path.join(ROOT, "target")))
@@ -144,28 +144,39 @@ def measure(bundle, rounds):
         f()
         return (time.perf_counter() - start) * 1e6
 
-    rows = {}
+    def tercet():
+        """-> (load + first pass, full pass, one more event) in us, and the error of the answer."""
+        with tempfile.NamedTemporaryFile() as file:
+            out = subprocess.check_output(
+                [program()], env={**os.environ, "BUNDLE": bundle, "ANSWER": file.name}, text=True)
+            answer = np.frombuffer(file.read(), np.float32).reshape(length + 1, -1)
+        mine = forward(Numpy(), w, answer[:-1] + w["user.behaviors"][0])
+        error = float(np.abs(answer[-1] - mine).max() / np.abs(mine).max())
+        assert error < 1e-4, f"Tercet is off by {error}"
+        line = next(line.split() for line in out.splitlines() if line.split()[:1] == ["compact"])
+        event = next(line for line in out.splitlines() if line.startswith("session"))
+        return float(line[1]), float(line[2]), float(event.split("event ")[1].split()[0]), error
+
+    rows, errors = {}, {name: error for name, (_, error) in engines.items()}
     for _ in range(rounds):
         for name, (load, _) in engines.items():
             loads = statistics.median(micros(lambda: load()()) for _ in range(20))
             run = load()
             passes = statistics.median(micros(run) for _ in range(PASSES))
             rows.setdefault(name, []).append((loads, passes))
-        out = subprocess.check_output([program()], env={**os.environ, "BUNDLE": bundle}, text=True)
-        line = next(line.split() for line in out.splitlines() if line.split()[:1] == ["compact"])
-        rows.setdefault("Tercet, compact", []).append((float(line[1]), float(line[2])))
-        follow = next(line for line in out.splitlines() if line.startswith("session"))
-        rows.setdefault("one more event", []).append((0.0, float(follow.split("event ")[1].split()[0])))
+        load, full, event, errors["Tercet, compact"] = tercet()
+        rows.setdefault("Tercet, compact", []).append((load, full))
+        rows.setdefault("- one more event", []).append((None, event))
     print(f"{manifest['items']} items, dim {manifest['dim']}, {length} events, {len(w['user.decays'])} "
           f"heads; load average {os.getloadavg()[0]:.1f}; median of {rounds} rounds")
     base = statistics.median(p for _, p in rows["LiteRT f32"])
     print(f"{'':16} {'load + first us':>16} {'full pass us':>13} {'of LiteRT f32':>14} {'error':>9}")
     for name, values in rows.items():
-        load = statistics.median(v for v, _ in values)
+        loads = [v for v, _ in values if v is not None]
+        load = f"{statistics.median(loads):.0f}" if loads else "-"
         full = statistics.median(v for _, v in values)
-        error = f"{engines[name][1]:.0e}" if name in engines else ""
-        print(f"{name:16} {load or '':>16.6} {full:>13.1f} {full / base:>14.2f} {error:>9}"
-              if load else f"{name:16} {'':>16} {full:>13.1f} {full / base:>14.2f}")
+        error = f"{errors[name]:.0e}" if name in errors else "-"
+        print(f"{name:16} {load:>16} {full:>13.1f} {full / base:>14.2f} {error:>9}")
 
 
 def main():

@@ -4,6 +4,9 @@
 //! `TERCET_ORT_LIB=libonnxruntime.so.…` in ONNX Runtime too, on one thread like the others. The
 //! vector of every engine is compared with that of the first before anything is timed. "list" is
 //! what an app waits for after an event: user vector by a full pass, and the best 100 of the table.
+//!
+//! `ANSWER=FILE` writes the item vectors of the history and the user vector, little-endian f32, for
+//! others to check.
 
 use std::hint::black_box;
 use std::time::Instant;
@@ -75,6 +78,15 @@ fn main() -> Result<()> {
             median(&mut passes),
             median(&mut lists)
         );
+    }
+
+    if let (Some(file), Some(user)) = (std::env::var_os("ANSWER"), &wanted) {
+        let mut bytes = Vec::new();
+        for &(row, _) in &history {
+            bytes.extend(table.vector(row)?.iter().flat_map(|x| x.to_le_bytes()));
+        }
+        bytes.extend(user.iter().flat_map(|x| x.to_le_bytes()));
+        std::fs::write(file, bytes)?;
     }
 
     // What the runtime does instead of a full pass where the engine can follow a history.
