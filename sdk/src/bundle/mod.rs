@@ -73,6 +73,8 @@ pub struct Bundle(Arc<Inner>);
 struct Inner {
     path: PathBuf,
     manifest: Manifest,
+    /// The manifest as it was when the bundle was opened, byte by byte.
+    original: Vec<u8>,
     table: ItemTable,
     /// Locked as long as the bundle is in use, so that a store keeps its folder.
     #[cfg(feature = "store")]
@@ -106,7 +108,8 @@ impl Bundle {
     }
 
     fn open_with(path: &Path, options: OpenOptions) -> Result<Self> {
-        let manifest = read_manifest(path)?;
+        let original = manifest_bytes(path)?;
+        let manifest = Manifest::parse(&original, &path.join(MANIFEST_FILE))?;
         for (name, info) in &manifest.files {
             let file = path.join(name);
             let got = std::fs::metadata(&file)
@@ -128,6 +131,7 @@ impl Bundle {
         Ok(Bundle(Arc::new(Inner {
             path: path.to_path_buf(),
             manifest,
+            original,
             table,
             #[cfg(feature = "store")]
             lease: std::sync::OnceLock::new(),
@@ -306,7 +310,7 @@ impl Bundle {
     /// needed: one of another release must not meet this table. Asked before reading, for a
     /// clear error, and after it, for certainty.
     fn check_not_replaced(&self) -> Result<()> {
-        if read_manifest(&self.0.path)? == self.0.manifest {
+        if manifest_bytes(&self.0.path)? == self.0.original {
             return Ok(());
         }
         Err(Error::Replaced {
@@ -323,6 +327,11 @@ impl Bundle {
 
 /// Reads and checks `manifest.json` of the bundle in `folder`.
 pub(crate) fn read_manifest(folder: &Path) -> Result<Manifest> {
+    Manifest::parse(&manifest_bytes(folder)?, &folder.join(MANIFEST_FILE))
+}
+
+/// Reads `manifest.json` of the bundle in `folder`; a file that is too long for one in part.
+fn manifest_bytes(folder: &Path) -> Result<Vec<u8>> {
     let path = folder.join(MANIFEST_FILE);
     let file = match std::fs::File::open(&path) {
         Ok(file) => file,
@@ -338,7 +347,7 @@ pub(crate) fn read_manifest(folder: &Path) -> Result<Manifest> {
     file.take(MAX_MANIFEST_BYTES + 1)
         .read_to_end(&mut bytes)
         .map_err(|e| Error::io("read", &path, e))?;
-    Manifest::parse(&bytes, &path)
+    Ok(bytes)
 }
 
 /// Length in bytes and SHA-256 (hex) of a file.

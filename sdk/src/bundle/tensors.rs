@@ -69,6 +69,16 @@ impl<T: Pod> Slice<T> {
     pub(crate) fn len(&self) -> usize {
         self.range.len() / size_of::<T>()
     }
+
+    /// No elements of `file`.
+    #[cfg(feature = "compact")]
+    pub(crate) fn empty(file: &TensorFile) -> Self {
+        Slice {
+            content: file.content.clone(),
+            range: 0..0,
+            kind: std::marker::PhantomData,
+        }
+    }
 }
 
 struct Entry {

@@ -5,7 +5,7 @@
 use std::arch::aarch64::*;
 use std::arch::asm;
 
-use super::{groups, packed, scalar};
+use super::{Layer, groups, packed, scalar};
 
 pub(super) fn is_available() -> bool {
     std::arch::is_aarch64_feature_detected!("neon")
@@ -91,6 +91,90 @@ pub(super) unsafe fn dot_f16(query: &[f32], rows: &[u16], out: &mut [f32]) {
             });
     }
 }
+
+/// Eight lanes of f32.
+type Eight = [float32x4_t; 2];
+
+#[target_feature(enable = "neon")]
+fn zero() -> Eight {
+    [vdupq_n_f32(0.0); 2]
+}
+
+#[target_feature(enable = "neon")]
+fn splat(x: f32) -> Eight {
+    [vdupq_n_f32(x); 2]
+}
+
+#[target_feature(enable = "neon")]
+fn fused(sum: Eight, x: Eight, w: Eight) -> Eight {
+    [vfmaq_f32(sum[0], x[0], w[0]), vfmaq_f32(sum[1], x[1], w[1])]
+}
+
+#[target_feature(enable = "neon")]
+fn times(x: Eight, y: Eight) -> Eight {
+    [vmulq_f32(x[0], y[0]), vmulq_f32(x[1], y[1])]
+}
+
+#[target_feature(enable = "neon")]
+fn plus(x: Eight, y: Eight) -> Eight {
+    [vaddq_f32(x[0], y[0]), vaddq_f32(x[1], y[1])]
+}
+
+/// Zero for what is negative or not a number.
+#[target_feature(enable = "neon")]
+fn positive(x: Eight) -> Eight {
+    let zero = vdupq_n_f32(0.0);
+    [vmaxnmq_f32(x[0], zero), vmaxnmq_f32(x[1], zero)]
+}
+
+/// # Safety
+/// The CPU has NEON; there is room for eight values.
+#[target_feature(enable = "neon")]
+unsafe fn store(to: *mut f32, values: Eight) {
+    // SAFETY: by this function's contract.
+    unsafe {
+        vst1q_f32(to, values[0]);
+        vst1q_f32(to.add(4), values[1]);
+    }
+}
+
+/// # Safety
+/// The CPU has NEON; there are eight values.
+#[target_feature(enable = "neon")]
+unsafe fn eight_f32(from: *const f32) -> Eight {
+    // SAFETY: by this function's contract.
+    unsafe { [vld1q_f32(from), vld1q_f32(from.add(4))] }
+}
+
+/// # Safety
+/// The CPU has NEON; there are eight values.
+#[target_feature(enable = "neon")]
+unsafe fn eight_i8(from: *const i8) -> Eight {
+    // SAFETY: by this function's contract.
+    let codes = vmovl_s8(unsafe { vld1_s8(from) });
+    [
+        vcvtq_f32_s32(vmovl_s16(vget_low_s16(codes))),
+        vcvtq_f32_s32(vmovl_high_s16(codes)),
+    ]
+}
+
+linear!(
+    /// A layer with int8 weights.
+    linear_i8,
+    i8,
+    "neon",
+    eight_i8
+);
+
+linear!(
+    /// A layer with f32 weights.
+    linear_f32,
+    f32,
+    "neon",
+    eight_f32
+);
+
+fade!("neon");
 
 /// Four neighbouring products are added to each lane.
 #[target_feature(enable = "neon,dotprod")]

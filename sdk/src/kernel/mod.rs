@@ -3,12 +3,15 @@
 //! | kernel | CPU | int8 | 4 bits | many queries | f32 | f16 |
 //! |---|---|---|---|---|---|---|
 //! | `scalar` | any | i32 loop, the oracle | likewise | likewise | 8 lanes, the oracle | widen, then 8 lanes |
-//! | `avx2` | x86-64 with AVX2 and F16C | sign + `maddubs`, 8 rows a step, prefetch | mask, shift, `maddubs` | outer products of 16 rows × 3 queries, `maddubs` | 8 lanes, 8 rows a step | `cvtph`, likewise |
+//! | `avx2` | x86-64 with AVX2, FMA and F16C | sign + `maddubs`, 8 rows a step, prefetch | mask, shift, `maddubs` | outer products of 16 rows × 3 queries, `maddubs` | 8 lanes, 8 rows a step | `cvtph`, likewise |
 //! | `avx-vnni` | and AVX-VNNI | `vpdpbusd` on rows plus 128 | `vpdpbusd` | outer products, `vpdpbusd` | as `avx2` | as `avx2` |
 //! | `avx512-vnni` | and AVX512-VNNI with VL | as `avx-vnni`: in 256 bits the memory is the limit already | likewise | likewise | as `avx2` | as `avx2` |
 //! | `neon` | aarch64 | `vmull_s8` + `vpadalq_s16` | mask, shift, `vmull_s8` | one by one | 2 × 4 lanes | widen, then 2 × 4 lanes |
 //! | `neon-dotprod` | and FEAT_DotProd | `sdot` | `sdot` | 4 rows a time, `sdot` | as `neon` | as `neon` |
 //! | `neon-i8mm` | and FEAT_I8MM | as `neon-dotprod` | likewise | 2 rows × 2 queries, `smmla` | as `neon` | as `neon` |
+//!
+//! The layers of a network ([`Kernel::linear_i8`]) have lanes for outputs instead: six inputs × 16
+//! outputs at a time, or one input × 64.
 //!
 //! One table of function pointers is chosen on first use. The environment variable
 //! `TERCET_KERNEL` forces one by name; [`check`] reports a name that this machine cannot run,
@@ -20,10 +23,13 @@
 
 #![allow(unsafe_code)]
 
+use std::ops::Range;
 use std::sync::OnceLock;
 
 use crate::error::{Error, Result};
 
+#[macro_use]
+mod linear;
 #[cfg(target_arch = "aarch64")]
 mod aarch64;
 mod scalar;
@@ -36,6 +42,9 @@ type DotF32 = unsafe fn(query: &[f32], rows: &[f32], out: &mut [f32]);
 type DotF16 = unsafe fn(query: &[f32], rows: &[u16], out: &mut [f32]);
 type DotI4 = unsafe fn(query: &[i8], rows: &[u8], factors: &[u8], out: &mut [i32]);
 type DotU4 = unsafe fn(query: &[i8], rows: &[u8], out: &mut [i32]);
+type LinearI8 = unsafe fn(xs: &[f32], layer: Layer<'_, i8>, out: &mut [f32]);
+type LinearF32 = unsafe fn(xs: &[f32], layer: Layer<'_, f32>, out: &mut [f32]);
+type Fade = unsafe fn(sums: &mut [f32], keep: f32, weight: f32, xs: &[f32]);
 type ManyI8 = unsafe fn(queries: &[i8], dim: usize, rows: &[i8], out: &mut [i32]);
 /// Bit i tells whether `scores[i]`, of at most 64, is above the threshold.
 type Above = unsafe fn(scores: &[f32], threshold: f32) -> u64;
@@ -56,10 +65,74 @@ pub struct Kernel {
     dot_f16: DotF16,
     dot_u4: DotU4,
     dot_i4: DotI4,
+    linear_i8: LinearI8,
+    linear_f32: LinearF32,
+    fade: Fade,
     many_i8: ManyI8,
     above: Above,
     above_scaled: AboveScaled,
     equal: Equal,
+}
+
+/// A layer of a network, or some neighbouring outputs of one: `y = x W`, then each output times its
+/// scale, plus its bias, and nothing below zero, where that is wanted.
+#[derive(Clone, Copy)]
+pub struct Layer<'a, T> {
+    /// `[inputs, stride]`, from the first of the outputs on.
+    weights: &'a [T],
+    inputs: usize,
+    stride: usize,
+    outputs: usize,
+    /// `[outputs]`, or nothing.
+    scales: &'a [f32],
+    /// `[outputs]`, or nothing.
+    bias: &'a [f32],
+    relu: bool,
+}
+
+impl<'a, T> Layer<'a, T> {
+    /// The columns `outputs` of `matrix` `[inputs, stride]`, and of `scales` and `bias`, each
+    /// `[stride]` or empty.
+    ///
+    /// # Panics
+    /// If the shapes disagree, or there are no such columns.
+    pub fn new(
+        matrix: &'a [T],
+        (inputs, stride): (usize, usize),
+        outputs: Range<usize>,
+        (scales, bias): (&'a [f32], &'a [f32]),
+        relu: bool,
+    ) -> Self {
+        assert_eq!(inputs.checked_mul(stride), Some(matrix.len()), "weights");
+        let of = |values: &'a [f32]| {
+            if values.is_empty() {
+                values
+            } else {
+                &values[outputs.clone()]
+            }
+        };
+        assert!(outputs.start <= outputs.end && outputs.end <= stride);
+        Layer {
+            weights: matrix.get(outputs.start..).unwrap_or_default(),
+            inputs,
+            stride,
+            outputs: outputs.len(),
+            scales: of(scales),
+            bias: of(bias),
+            relu,
+        }
+    }
+
+    /// Checks the shapes of a product, and tells whether there is anything to do.
+    fn fits(&self, xs: &[f32], out: &[f32]) -> bool {
+        let batch = out.len().checked_div(self.outputs).unwrap_or(0);
+        assert_eq!(batch * self.outputs, out.len(), "outputs");
+        assert!(
+            batch == 0 || batch.checked_mul(self.inputs) == Some(xs.len()),
+            "inputs"
+        );
+        batch > 0
+    }
 }
 
 /// Values that are packed together: byte j of a block's bytes holds value j in its low half
@@ -168,6 +241,43 @@ impl Kernel {
         unsafe { (self.dot_i4)(query, rows, factors, out) }
     }
 
+    /// A layer applied to several inputs. Each output is the sum over the inputs one after the other,
+    /// each product added without being rounded first (fused), so that the outputs for one input do
+    /// not depend on those beside it.
+    ///
+    /// # Shapes
+    /// `xs` `[B, inputs]`, `out` `[B, outputs]`.
+    ///
+    /// # Panics
+    /// If the shapes disagree.
+    pub fn linear_i8(&self, xs: &[f32], layer: Layer<'_, i8>, out: &mut [f32]) {
+        if layer.fits(xs, out) {
+            // SAFETY: as in `dot_i8`; the shapes were checked just now.
+            unsafe { (self.linear_i8)(xs, layer, out) }
+        }
+    }
+
+    /// As [`Kernel::linear_i8`].
+    ///
+    /// # Panics
+    /// If the shapes disagree.
+    pub fn linear_f32(&self, xs: &[f32], layer: Layer<'_, f32>, out: &mut [f32]) {
+        if layer.fits(xs, out) {
+            // SAFETY: as in `linear_i8`.
+            unsafe { (self.linear_f32)(xs, layer, out) }
+        }
+    }
+
+    /// `sums · keep + weight · xs`, value by value.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn fade(&self, sums: &mut [f32], keep: f32, weight: f32, xs: &[f32]) {
+        assert_eq!(sums.len(), xs.len());
+        // SAFETY: as in `dot_i8`; the lengths were checked above.
+        unsafe { (self.fade)(sums, keep, weight, xs) }
+    }
+
     /// Inner products of many queries with many rows.
     ///
     /// # Shapes
@@ -246,6 +356,9 @@ pub fn available() -> Vec<Kernel> {
             dot_f16: x86_64::dot_f16,
             dot_u4: x86_64::dot_u4,
             dot_i4: x86_64::dot_i4,
+            linear_i8: x86_64::linear_i8,
+            linear_f32: x86_64::linear_f32,
+            fade: x86_64::fade,
             many_i8: x86_64::many_i8,
             above: x86_64::above,
             above_scaled: x86_64::above_scaled,
@@ -280,6 +393,9 @@ pub fn available() -> Vec<Kernel> {
             dot_f16: aarch64::dot_f16,
             dot_u4: aarch64::dot_u4,
             dot_i4: aarch64::dot_i4,
+            linear_i8: aarch64::linear_i8,
+            linear_f32: aarch64::linear_f32,
+            fade: aarch64::fade,
             many_i8: aarch64::many_i8,
             above: scalar::above,
             above_scaled: scalar::above_scaled,
@@ -315,6 +431,9 @@ const SCALAR: Kernel = Kernel {
     dot_f16: scalar::dot_f16,
     dot_u4: scalar::dot_u4,
     dot_i4: scalar::dot_i4,
+    linear_i8: scalar::linear_i8,
+    linear_f32: scalar::linear_f32,
+    fade: scalar::fade,
     many_i8: scalar::many_i8,
     above: scalar::above,
     above_scaled: scalar::above_scaled,
@@ -602,6 +721,98 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn linear_equals_scalar_and_is_within_the_derived_bound() {
+        let mut rng = Lcg(7);
+        let shapes = [
+            (1, 0..1),
+            (16, 0..16),
+            (17, 0..17),
+            (80, 0..80),
+            (200, 3..153),
+            (9, 9..9),
+        ];
+        for kernel in tested() {
+            for inputs in [0, 1, 2, 63, 64, 129] {
+                for (stride, range) in shapes.clone() {
+                    for batch in [0, 1, 5, 6, 13] {
+                        let (first, outputs) = (range.start, range.len());
+                        let mut floats =
+                            |n: usize| -> Vec<f32> { (0..n).map(|_| rng.float()).collect() };
+                        let (xs, scales) = (floats(batch * inputs), floats(stride));
+                        let bias = if batch == 1 {
+                            Vec::new()
+                        } else {
+                            floats(stride)
+                        };
+                        let codes = codes(&mut rng, inputs * stride, inputs % 5);
+                        let wide: Vec<f32> = codes.iter().map(|&c| f32::from(c)).collect();
+                        let (shape, relu) = ((inputs, stride), batch == 5);
+                        let more = (&scales[..], &bias[..]);
+                        let of_codes = Layer::new(&codes, shape, range.clone(), more, relu);
+                        let of_floats = Layer::new(&wide, shape, range.clone(), more, relu);
+                        let plain = Layer::new(&wide, shape, range.clone(), (&[], &[]), false);
+                        let [mut got, mut same, mut want, mut sums] =
+                            std::array::from_fn(|_| vec![f32::NAN; batch * outputs]);
+                        kernel.linear_i8(&xs, of_codes, &mut got);
+                        kernel.linear_f32(&xs, of_floats, &mut same);
+                        kernel.linear_f32(&xs, plain, &mut sums);
+                        SCALAR.linear_i8(&xs, of_codes, &mut want);
+                        let name = kernel.name();
+                        assert_eq!(bits(&got), bits(&want), "{name} {inputs} {outputs} {batch}");
+                        assert_eq!(
+                            bits(&same),
+                            bits(&want),
+                            "{name} {inputs} {outputs} {batch}"
+                        );
+                        for (k, sum) in sums.iter().enumerate() {
+                            let (x, o) =
+                                (&xs[k / outputs * inputs..][..inputs], first + k % outputs);
+                            let column: Vec<f32> =
+                                (0..inputs).map(|i| wide[i * stride + o]).collect();
+                            let products = x.iter().zip(&column);
+                            let exact: f64 =
+                                products.map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+                            let error = (f64::from(*sum) - exact).abs();
+                            assert!(error <= bound(x, &column), "{name}: {sum} {exact}");
+                            let bias = bias.get(o).copied().unwrap_or(0.0);
+                            let y = sum * scales[o] + bias;
+                            assert_eq!(got[k], if relu { y.max(0.0) } else { y }, "{name}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn fade_equals_scalar() {
+        let mut rng = Lcg(8);
+        for kernel in tested() {
+            for len in 0..40 {
+                let mut floats = || -> Vec<f32> { (0..len).map(|_| rng.float()).collect() };
+                let (mut got, xs) = (floats(), floats());
+                let mut want = got.clone();
+                kernel.fade(&mut got, 0.75, -1.5, &xs);
+                for (sum, x) in want.iter_mut().zip(&xs) {
+                    *sum = *sum * 0.75 + -1.5 * x;
+                }
+                assert_eq!(bits(&got), bits(&want), "{} {len}", kernel.name());
+            }
+        }
+    }
+
+    fn bits(values: &[f32]) -> Vec<u32> {
+        values.iter().map(|x| x.to_bits()).collect()
+    }
+
+    #[test]
+    #[should_panic(expected = "inputs")]
+    fn layers_of_wrong_shapes_are_our_own_bug() {
+        let layer = Layer::new(&[1; 6], (3, 2), 0..2, (&[], &[]), false);
+        SCALAR.linear_i8(&[1.0; 5], layer, &mut [0.0; 4]);
     }
 
     #[test]

@@ -1,5 +1,9 @@
 //! Plain loops: run everywhere, and the oracle of the other kernels.
 
+use std::ops::Range;
+
+use super::Layer;
+
 pub(super) fn dot_i8(query: &[i8], rows: &[i8], out: &mut [i32]) {
     for (r, o) in out.iter_mut().enumerate() {
         let row = &rows[r * query.len()..(r + 1) * query.len()];
@@ -43,6 +47,48 @@ pub(super) fn dot_f16(query: &[f32], rows: &[u16], out: &mut [f32]) {
     let widen = |x| half::f16::from_bits(x).to_f32();
     for (r, o) in out.iter_mut().enumerate() {
         *o = dot(query, &rows[r * query.len()..(r + 1) * query.len()], widen);
+    }
+}
+
+/// The outputs `columns` of a layer, see `Kernel::linear_i8`.
+pub(super) fn linear<T: Copy + Into<f32>>(
+    xs: &[f32],
+    layer: Layer<'_, T>,
+    columns: Range<usize>,
+    out: &mut [f32],
+) {
+    for (r, out) in out.chunks_exact_mut(layer.outputs).enumerate() {
+        let x = &xs[r * layer.inputs..(r + 1) * layer.inputs];
+        for o in columns.clone() {
+            let column = layer.weights.iter().skip(o).step_by(layer.stride);
+            let products = x.iter().zip(column);
+            let mut y = products.fold(0.0f32, |sum, (x, &w)| x.mul_add(w.into(), sum));
+            if let Some(scale) = layer.scales.get(o) {
+                y *= scale;
+            }
+            if let Some(bias) = layer.bias.get(o) {
+                y += bias;
+            }
+            out[o] = if layer.relu && y.is_nan() | (y <= 0.0) {
+                0.0
+            } else {
+                y
+            };
+        }
+    }
+}
+
+pub(super) fn linear_i8(xs: &[f32], layer: Layer<'_, i8>, out: &mut [f32]) {
+    linear(xs, layer, 0..layer.outputs, out);
+}
+
+pub(super) fn linear_f32(xs: &[f32], layer: Layer<'_, f32>, out: &mut [f32]) {
+    linear(xs, layer, 0..layer.outputs, out);
+}
+
+pub(super) fn fade(sums: &mut [f32], keep: f32, weight: f32, xs: &[f32]) {
+    for (sum, x) in sums.iter_mut().zip(xs) {
+        *sum = *sum * keep + weight * x;
     }
 }
 

@@ -1,9 +1,14 @@
-//! AVX2, with F16C (every x86-64 CPU with AVX2 that is in use has it), and the same kernels around the dot-product instruction of newer CPUs.
+//! AVX2, with FMA and F16C (every x86-64 CPU with AVX2 that is in use has them), and the same
+//! kernels around the dot-product instruction of newer CPUs.
 
 use std::arch::x86_64::*;
 
+use super::{Layer, scalar};
+
 pub(super) fn is_available() -> bool {
-    is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c")
+    is_x86_feature_detected!("avx2")
+        && is_x86_feature_detected!("fma")
+        && is_x86_feature_detected!("f16c")
 }
 
 /// Rows per step: their eight sums fill one register, so the horizontal additions are shared.
@@ -185,6 +190,83 @@ floats!(
     |x: u16| half::f16::from_bits(x).to_f32()
 );
 
+/// Eight lanes of f32.
+type Eight = __m256;
+
+#[target_feature(enable = "avx2")]
+fn zero() -> Eight {
+    _mm256_setzero_ps()
+}
+
+#[target_feature(enable = "avx2")]
+fn splat(x: f32) -> Eight {
+    _mm256_set1_ps(x)
+}
+
+#[target_feature(enable = "avx2,fma")]
+fn fused(sum: Eight, x: Eight, w: Eight) -> Eight {
+    _mm256_fmadd_ps(x, w, sum)
+}
+
+#[target_feature(enable = "avx2")]
+fn times(x: Eight, y: Eight) -> Eight {
+    _mm256_mul_ps(x, y)
+}
+
+#[target_feature(enable = "avx2")]
+fn plus(x: Eight, y: Eight) -> Eight {
+    _mm256_add_ps(x, y)
+}
+
+/// Zero for what is negative or not a number.
+#[target_feature(enable = "avx2")]
+fn positive(x: Eight) -> Eight {
+    _mm256_max_ps(x, _mm256_setzero_ps())
+}
+
+/// # Safety
+/// The CPU has AVX2; there is room for eight values.
+#[target_feature(enable = "avx2")]
+unsafe fn store(to: *mut f32, values: Eight) {
+    // SAFETY: by this function's contract.
+    unsafe { _mm256_storeu_ps(to, values) }
+}
+
+/// # Safety
+/// The CPU has AVX2; there are eight values.
+#[target_feature(enable = "avx2")]
+unsafe fn eight_f32(from: *const f32) -> Eight {
+    // SAFETY: by this function's contract.
+    unsafe { _mm256_loadu_ps(from) }
+}
+
+/// # Safety
+/// The CPU has AVX2; there are eight values.
+#[target_feature(enable = "avx2")]
+unsafe fn eight_i8(from: *const i8) -> Eight {
+    // SAFETY: by this function's contract.
+    let codes = unsafe { _mm_loadl_epi64(from.cast()) };
+    _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(codes))
+}
+
+linear!(
+    /// A layer with int8 weights.
+    linear_i8,
+    i8,
+    "avx2,fma",
+    eight_i8
+);
+
+linear!(
+    /// A layer with f32 weights.
+    linear_f32,
+    f32,
+    "avx2,fma",
+    eight_f32
+);
+
+fade!("avx2");
+
 /// One horizontal sum in the order of [`sums_f32`]: a row has the same score alone and among
 /// others.
 #[target_feature(enable = "avx2")]
@@ -352,7 +434,7 @@ pub(super) unsafe fn dot_u4(query: &[i8], rows: &[u8], out: &mut [i32]) {
         // SAFETY: r + 8 ≤ out.len().
         unsafe { _mm256_storeu_si256(out.as_mut_ptr().add(r).cast(), sums(acc)) };
     }
-    crate::kernel::scalar::dot_u4(query, &rows[steps * bytes..], &mut out[steps..]);
+    scalar::dot_u4(query, &rows[steps * bytes..], &mut out[steps..]);
 }
 
 /// Inner products with rows of signed 4-bit codes and a factor per group.
@@ -402,7 +484,7 @@ pub(super) unsafe fn dot_i4(query: &[i8], rows: &[u8], factors: &[u8], out: &mut
         unsafe { _mm256_storeu_si256(out.as_mut_ptr().add(r).cast(), sums(acc)) };
     }
     let rest = &factors[steps * groups..];
-    crate::kernel::scalar::dot_i4(query, &rows[steps * bytes..], rest, &mut out[steps..]);
+    scalar::dot_i4(query, &rows[steps * bytes..], rest, &mut out[steps..]);
 }
 
 /// Largest dim for which rows are interleaved.
@@ -488,7 +570,7 @@ macro_rules! many {
         pub(super) unsafe fn $name(queries: &[i8], dim: usize, rows: &[i8], out: &mut [i32]) {
             let n = rows.len() / dim.max(1);
             if dim == 0 || !dim.is_multiple_of(4) || dim > TILE_DIM {
-                crate::kernel::scalar::many_i8(queries, dim, rows, out);
+                scalar::many_i8(queries, dim, rows, out);
                 return;
             }
             let mut tile = Tile([0; 16 * TILE_DIM]);
@@ -545,7 +627,7 @@ macro_rules! many {
             if done < n {
                 let mut rest = vec![0; n - done];
                 for (q, query) in queries.chunks_exact(dim).enumerate() {
-                    crate::kernel::scalar::dot_i8(query, &rows[done * dim..], &mut rest);
+                    scalar::dot_i8(query, &rows[done * dim..], &mut rest);
                     out[q * n + done..(q + 1) * n].copy_from_slice(&rest);
                 }
             }
@@ -641,7 +723,7 @@ macro_rules! vnni {
                     // SAFETY: r + 8 ≤ out.len().
                     unsafe { _mm256_storeu_si256(out.as_mut_ptr().add(r).cast(), sums(acc)) };
                 }
-                crate::kernel::scalar::dot_u4(query, &rows[steps * bytes..], &mut out[steps..]);
+                scalar::dot_u4(query, &rows[steps * bytes..], &mut out[steps..]);
             }
 
             many!(

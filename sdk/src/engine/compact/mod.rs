@@ -4,26 +4,24 @@
 //! It knows one shape, that of the student (see `FORMAT.md`, "Tower weights"), and is what a phone
 //! wants: loading is a matter of reading a few hundred kilobytes.
 //!
-//! Weights are kept as f32, one row per output, so that every layer is a call of the f32 kernel.
+//! Weights stay what they are in the file, quantized or not, and where they are.
 
 mod fusion;
 mod user;
 
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
 use safetensors::Dtype;
 
-use crate::bundle::tensors::{Half, TensorFile};
+use crate::bundle::tensors::{Half, Slice, TensorFile};
 use crate::bundle::{Content, LoadMode};
 use crate::error::{Error, Result};
-use crate::kernel;
+use crate::kernel::{self, Layer};
 
 pub(super) use fusion::CompactFusionTower;
 pub(super) use user::CompactUserTower;
-
-/// Inputs that share the loads of a weight; outputs whose rows are filled together.
-const EACH: usize = 16;
 
 /// Opens the weights in `path`, whose length in the manifest is `bytes`.
 fn open(path: &Path, bytes: u64) -> Result<TensorFile> {
@@ -38,35 +36,26 @@ fn refuse(file: &str, reason: impl Into<String>) -> Error {
     }
 }
 
-/// `[inputs, outputs]` as f32 `[outputs, inputs]`.
-fn turned<T: Copy>(
-    values: &[T],
-    inputs: usize,
-    outputs: usize,
-    widen: impl Fn(T) -> f32,
-) -> Vec<f32> {
-    let mut rows = vec![0.0f32; values.len()];
-    // A few outputs at a time: their rows stay in the cache while they are filled.
-    for first in (0..outputs).step_by(EACH) {
-        let block = first..outputs.min(first + EACH);
-        for i in 0..inputs {
-            let from = &values[i * outputs..][block.clone()];
-            for (o, &v) in block.clone().zip(from) {
-                rows[o * inputs + i] = widen(v);
-            }
-        }
-    }
-    rows
-}
+/// Layers of fewer outputs have their weights turned: a vector of outputs would be mostly empty.
+const NARROW: usize = 16;
 
-/// `x W + b` with W stored output by output.
+/// `x W + b`.
 struct Dense {
     inputs: usize,
     outputs: usize,
-    /// `[outputs, inputs]`
-    rows: Vec<f32>,
+    weights: Weights,
     /// `[outputs]`; empty for none.
-    bias: Vec<f32>,
+    bias: Slice<f32>,
+}
+
+/// `[inputs, outputs]`, as in the file wherever that can be computed with.
+enum Weights {
+    /// One scale per output.
+    I8(Slice<i8>, Slice<f32>),
+    F32(Slice<f32>),
+    Widened(Vec<f32>),
+    /// `[outputs, inputs]`.
+    Turned(Vec<f32>),
 }
 
 impl Dense {
@@ -87,77 +76,95 @@ impl Dense {
             [i, o] => (i, o),
             _ => (0, 0),
         };
-        let rows = match file.dtype(&weight) {
+        let weights = match file.dtype(&weight) {
             Some(Dtype::I8) => {
                 let codes = file.take::<i8>(&weight, &shape)?;
                 let scales = file.take::<f32>(&format!("{weight}.scale"), &[Some(outputs)])?;
-                let mut rows = turned(codes.get(), inputs, outputs, f32::from);
-                for (row, scale) in rows.chunks_exact_mut(inputs.max(1)).zip(scales.get()) {
-                    row.iter_mut().for_each(|v| *v *= scale);
-                }
-                rows
+                Weights::I8(codes, scales)
             }
             Some(Dtype::F16) => {
                 let bits = file.take::<Half>(&weight, &shape)?;
-                let value = |h: Half| half::f16::from_bits(h.0).to_f32();
-                turned(bits.get(), inputs, outputs, value)
+                let value = |h: &Half| half::f16::from_bits(h.0).to_f32();
+                Weights::Widened(bits.get().iter().map(value).collect())
             }
-            _ => {
-                let values = file.take::<f32>(&weight, &shape)?;
-                turned(values.get(), inputs, outputs, |v| v)
-            }
+            _ => Weights::F32(file.take::<f32>(&weight, &shape)?),
         };
         let bias = if with_bias {
-            let bias = file.take::<f32>(&format!("{name}.bias"), &[Some(outputs)])?;
-            bias.get().to_vec()
+            file.take::<f32>(&format!("{name}.bias"), &[Some(outputs)])?
         } else {
-            Vec::new()
+            Slice::empty(file)
         };
         Ok(Dense {
             inputs,
             outputs,
-            rows,
+            weights: weights.turned_if_narrow(inputs, outputs),
             bias,
         })
     }
 
-    fn apply(&self, x: &[f32], out: &mut [f32]) {
-        kernel::active().dot_f32(x, &self.rows, out);
-        out.iter_mut().zip(&self.bias).for_each(|(o, b)| *o += b);
+    /// Outputs `[n, outputs]` for inputs `[n, inputs]`; those of one input do not depend on the
+    /// others.
+    fn apply(&self, xs: &[f32], out: &mut [f32]) {
+        self.run(xs, 0..self.outputs, false, out);
     }
 
-    /// The same for several inputs `[n, inputs]`, to the bit. Outputs `[n, outputs]`.
-    fn apply_each(&self, xs: &[f32], out: &mut [f32]) {
-        if xs.len() <= self.inputs || self.outputs == 0 {
-            if !xs.is_empty() {
-                self.apply(xs, out);
-            }
-            return;
-        }
-        // A product does not depend on the order of its factors: an output's weights are the query,
-        // the inputs the rows, so that each weight is loaded once for all of them.
-        let kernel = kernel::active();
-        let mut values = [0.0f32; EACH];
-        for (xs, out) in xs
-            .chunks(EACH * self.inputs)
-            .zip(out.chunks_mut(EACH * self.outputs))
-        {
-            let values = &mut values[..xs.len() / self.inputs];
-            for (o, weights) in self.rows.chunks_exact(self.inputs).enumerate() {
-                kernel.dot_f32(weights, xs, values);
-                if let Some(bias) = self.bias.get(o) {
-                    values.iter_mut().for_each(|v| *v += bias);
-                }
-                for (out, value) in out.chunks_exact_mut(self.outputs).zip(&*values) {
-                    out[o] = *value;
-                }
-            }
-        }
+    /// The same, with nothing below zero.
+    fn apply_relu(&self, xs: &[f32], out: &mut [f32]) {
+        self.run(xs, 0..self.outputs, true, out);
     }
 
     /// Outputs `range` only.
-    fn apply_part(&self, x: &[f32], range: std::ops::Range<usize>, out: &mut [f32]) {
-        let rows = &self.rows[range.start * self.inputs..range.end * self.inputs];
-        kernel::active().dot_f32(x, rows, out);
+    fn apply_part(&self, xs: &[f32], range: Range<usize>, out: &mut [f32]) {
+        self.run(xs, range, false, out);
+    }
+
+    fn run(&self, xs: &[f32], range: Range<usize>, relu: bool, out: &mut [f32]) {
+        let (kernel, shape) = (kernel::active(), (self.inputs, self.outputs));
+        let bias = self.bias.get();
+        let floats = |values, out: &mut [f32]| {
+            let layer = Layer::new(values, shape, range.clone(), (&[], bias), relu);
+            kernel.linear_f32(xs, layer, out);
+        };
+        match &self.weights {
+            Weights::I8(codes, scales) => {
+                let more = (scales.get(), bias);
+                let layer = Layer::new(codes.get(), shape, range, more, relu);
+                kernel.linear_i8(xs, layer, out);
+            }
+            Weights::F32(values) => floats(values.get(), out),
+            Weights::Widened(values) => floats(values, out),
+            Weights::Turned(rows) => {
+                let rows = &rows[range.start * self.inputs..range.end * self.inputs];
+                let outs = out.chunks_exact_mut(range.len().max(1));
+                for (x, out) in xs.chunks_exact(self.inputs.max(1)).zip(outs) {
+                    kernel.dot_f32(x, rows, out);
+                    for (k, o) in out.iter_mut().enumerate() {
+                        *o += bias.get(range.start + k).unwrap_or(&0.0);
+                        *o = if relu { o.max(0.0) } else { *o };
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Weights {
+    fn turned_if_narrow(self, inputs: usize, outputs: usize) -> Self {
+        if outputs >= NARROW {
+            return self;
+        }
+        let mut rows = vec![0.0f32; inputs * outputs];
+        for (o, row) in rows.chunks_exact_mut(inputs.max(1)).enumerate() {
+            let at = |i: usize| i * outputs + o;
+            for (i, to) in row.iter_mut().enumerate() {
+                *to = match &self {
+                    Weights::I8(codes, scales) => f32::from(codes.get()[at(i)]) * scales.get()[o],
+                    Weights::F32(values) => values.get()[at(i)],
+                    Weights::Widened(values) => values[at(i)],
+                    Weights::Turned(values) => values[o * inputs + i],
+                };
+            }
+        }
+        Weights::Turned(rows)
     }
 }

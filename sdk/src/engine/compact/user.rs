@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::{Dense, open, refuse};
 use crate::engine::{EngineReport, Follower, Input, InputData, Tower, file_name};
 use crate::error::{Error, Result};
+use crate::kernel;
 
 /// Keeps the mean of a head without events at zero; the same number as in training.
 const EPSILON: f32 = 1e-6;
@@ -102,7 +103,7 @@ struct Running {
 }
 
 /// Events whose hidden values are computed at once: the weights are read once for all of them.
-const BLOCK: usize = 16;
+const BLOCK: usize = 24;
 
 impl Running {
     fn start(weights: Arc<Weights>) -> Self {
@@ -162,10 +163,9 @@ impl Running {
     fn look_at(&mut self, n: usize) {
         let w = &*self.weights;
         let events = &self.events[..n * w.dim];
-        w.gate.apply_each(events, &mut self.gates[..n * w.heads]);
+        w.gate.apply(events, &mut self.gates[..n * w.heads]);
         let hidden = &mut self.hidden[..n * w.hidden.outputs];
-        w.hidden.apply_each(events, hidden);
-        hidden.iter_mut().for_each(|x| *x = x.max(0.0));
+        w.hidden.apply_relu(events, hidden);
     }
 
     /// Adds the event at `slot`, looked at before, `real` times, weighted per head by `decay` to the
@@ -176,6 +176,7 @@ impl Running {
         let hidden = &self.hidden[slot * e..(slot + 1) * e];
         let direct = &self.events[slot * d..(slot + 1) * d];
         let gates = &self.gates[slot * w.heads..(slot + 1) * w.heads];
+        let kernel = kernel::active();
         self.count += real;
         for (head, gate) in gates.iter().enumerate() {
             let mut weight = real / (1.0 + libm::expf(-gate));
@@ -188,9 +189,7 @@ impl Running {
             let sum = &mut self.sums[head * width..(head + 1) * width];
             let (added, passed) = sum.split_at_mut(e);
             for (sum, features) in [(added, hidden), (passed, direct)] {
-                sum.iter_mut()
-                    .zip(features)
-                    .for_each(|(s, f)| *s = *s * keep + weight * f);
+                kernel.fade(sum, keep, weight, features);
             }
         }
     }
@@ -220,8 +219,7 @@ impl Running {
         if let Some(last) = self.summary.last_mut() {
             *last = libm::logf(1.0 + self.count) / 4.0;
         }
-        w.mix.apply(&self.summary, &mut self.mixed);
-        self.mixed.iter_mut().for_each(|x| *x = x.max(0.0));
+        w.mix.apply_relu(&self.summary, &mut self.mixed);
         for (layer, input) in [(&w.out, &self.mixed), (&w.skip, &self.summary)] {
             layer.apply(input, &mut self.part);
             user.iter_mut().zip(&self.part).for_each(|(u, x)| *u += x);
