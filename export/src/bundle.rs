@@ -19,6 +19,7 @@ use tercet_models::run::RunFiles;
 use tercet_models::student::Student;
 
 use crate::attribution::modality_shares;
+use crate::cold::{ColdItems, Lifted, cold_items};
 use crate::error::{Error, Result};
 use crate::onnx::{self, OPSET, TensorData, TowerTensor, Weights};
 use crate::quality::{TableQuality, table_quality};
@@ -59,6 +60,9 @@ pub struct ExportOptions {
     pub created: Option<String>,
     /// Time after which the bundle should not be used, RFC 3339.
     pub expires: Option<String>,
+    /// Share of the first places that items without a training event get at least, if they have
+    /// content; see [`ColdItems`].
+    pub cold_share: f64,
     /// How the metrics of the model card are measured.
     pub protocol: EvalProtocol,
     /// Folder of item vectors that take the place of the student's own; see
@@ -78,6 +82,7 @@ impl Default for ExportOptions {
             bundle_version: None,
             created: None,
             expires: None,
+            cold_share: 0.05,
             protocol: EvalProtocol::valid(),
             shards: None,
         }
@@ -175,6 +180,8 @@ pub struct ExportReport {
     pub parity: Parity,
     /// What searches of the table find of the student's best items.
     pub quality: TableQuality,
+    /// What was done for items that nobody has met yet.
+    pub cold: ColdItems,
     /// Wall seconds.
     pub seconds: f64,
 }
@@ -235,6 +242,16 @@ pub fn export(
     let scorer = BundleScorer::new(&draft, data)?;
     let parity = verify::parity(&draft, &scorer, student, data)?;
     verify::check(&parity, options.table, options.towers)?;
+    let unmet = parts.cold();
+    let cold = cold_items(
+        &scorer,
+        data,
+        student.shape.window,
+        &unmet,
+        options.cold_share,
+    )?;
+    manifest.table.cold_bias = Some(cold.bias).filter(|b| *b > 0.0);
+    let reference = Lifted::new(reference, &unmet, cold.bias);
     let merged = match &shards {
         Some(shards) => Some(shards.merge(&staging.path().join("vectors.f32"))?),
         None => None,
@@ -245,6 +262,12 @@ pub fn export(
             let draft = parts
                 .write(&staging.path().join("merged.tercet"), manifest.clone())
                 .map_err(|e| shards.blame(e))?;
+            draft.verify()?;
+            let scorer = BundleScorer::new(&draft, data)?;
+            (parts, draft, scorer)
+        }
+        _ if cold.bias > 0.0 => {
+            let draft = parts.write(&staging.path().join("lifted.tercet"), manifest.clone())?;
             draft.verify()?;
             let scorer = BundleScorer::new(&draft, data)?;
             (parts, draft, scorer)
@@ -302,6 +325,7 @@ pub fn export(
             "sharded": shards.is_some(),
             "search": quality,
             "metric_loss": loss,
+            "cold": cold,
         },
         "seeds": { "student": provenance.seed },
         "command": provenance.command,
@@ -330,6 +354,7 @@ pub fn export(
         metrics: packed_metrics,
         parity,
         quality,
+        cold,
         seconds: started.elapsed().as_secs_f64(),
     })
 }
@@ -422,6 +447,8 @@ struct Parts<'a> {
     keys: Vec<&'a str>,
     vectors: Cow<'a, [f32]>,
     popularity: Vec<f32>,
+    /// Items that have neither a training event nor content: nothing is known of them.
+    blank: Vec<bool>,
     /// `[N, M]`.
     modalities: Vec<u8>,
     columns: Columns<'a>,
@@ -472,6 +499,9 @@ impl<'a> Parts<'a> {
                 .iter()
                 .map(|&c| (f64::from(c) / total) as f32)
                 .collect(),
+            blank: (0..data.num_items())
+                .map(|i| counts[i] == 0 && data.features.iter().all(|f| !f.present[i]))
+                .collect(),
             modalities: modality_shares(student, data, items)?,
             columns: Columns::new(data),
             files,
@@ -512,15 +542,37 @@ impl<'a> Parts<'a> {
                 .iter()
                 .map(|i| i.map_or(0.0, |i| self.popularity[i]))
                 .collect(),
+            // What the data does not know, a tower has embedded by its content.
+            blank: from
+                .iter()
+                .map(|i| i.is_some_and(|i| self.blank[i]))
+                .collect(),
             modalities: from.iter().flat_map(shares).collect(),
             columns: self.columns.pick(&from),
             ..self
         })
     }
 
+    /// Rows of items that are known by their content alone.
+    fn cold(&self) -> Vec<u32> {
+        let unmet = |&i: &usize| self.popularity[i] == 0.0 && !self.blank[i];
+        (0..self.keys.len())
+            .filter(unmet)
+            .map(|i| i as u32)
+            .collect()
+    }
+
     fn write(&self, dest: &Path, manifest: Manifest) -> Result<Bundle> {
+        let mut bias = Vec::new();
+        if let Some(lift) = manifest.table.cold_bias {
+            bias.resize(self.keys.len(), 0.0);
+            self.cold().iter().for_each(|&i| bias[i as usize] = lift);
+        }
         let mut table = ItemTableBuilder::new(self.dim, self.scheme, &self.keys, &self.vectors)?
             .popularity(&self.popularity)?;
+        if !bias.is_empty() {
+            table = table.bias(&bias)?;
+        }
         if self.tail {
             table = table.tail()?;
         }

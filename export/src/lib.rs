@@ -9,6 +9,7 @@
 
 mod attribution;
 mod bundle;
+mod cold;
 mod error;
 mod inspect;
 pub mod onnx;
@@ -20,6 +21,7 @@ mod sign;
 pub mod verify;
 
 pub use bundle::{ExportOptions, ExportReport, Provenance, SkippedAttribute, export};
+pub use cold::ColdItems;
 pub use error::{Error, Result, ShardFault};
 pub use inspect::{FileReport, InspectReport, TensorReport, inspect};
 pub use quality::TableQuality;

@@ -64,6 +64,9 @@ pub(crate) fn table_quality(
     let mut wanted: Vec<Vec<Row>> = Vec::with_capacity(views.len());
     for user in users.chunks_exact(d) {
         kernel.dot_f32(user, vectors, &mut scores);
+        for (score, &row) in scores.iter_mut().zip(&rows) {
+            *score += table.bias(row);
+        }
         let mut order: Vec<usize> = (0..n).collect();
         let better = |a: &usize, b: &usize| scores[*b].total_cmp(&scores[*a]).then(a.cmp(b));
         if k < n {

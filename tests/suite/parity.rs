@@ -26,6 +26,8 @@ fn pack(student: &Student, data: &Dataset, table: Scheme, towers: Weights) -> Ou
     let options = ExportOptions {
         table,
         towers,
+        // The student's scores as they are.
+        cold_share: 0.0,
         ..ExportOptions::default()
     };
     let report = export(student, data, &Provenance::default(), &options, &path)?;

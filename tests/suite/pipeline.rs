@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use candle_core::Device;
-use tercet::{Bundle, Event, Query, Session, SessionOptions};
+use tercet::{Bundle, Event, NewItem, Query, Session, SessionOptions};
 use tercet_export::{BundleScorer, ExportOptions, Provenance, export};
 use tercet_models::baseline::popularity::Popularity;
-use tercet_models::data::Dataset;
 use tercet_models::data::synthetic::{SyntheticConfig, generate};
+use tercet_models::data::{Dataset, Split};
 use tercet_models::distill::{DistillConfig, Distiller};
 use tercet_models::eval::{EvalProtocol, evaluate};
 use tercet_models::run::{RunConfig, learner, scorer};
@@ -151,6 +151,71 @@ fn hostile(path: &Path) -> Outcome {
         std::fs::write(file.path(), &whole)?;
     }
     assert!(Bundle::open(path)?.verify().is_ok());
+    Ok(())
+}
+
+/// Items without a training event get the share of the first places that they are meant to have, by
+/// a bias that those added on the device get too.
+#[test]
+fn cold_items_get_their_share() -> Outcome {
+    let data = tercet_tests::data(80, 200)?;
+    let student = tercet_tests::student(&data)?;
+    let counts = data.popularity();
+    let unmet: Vec<&str> = (0..counts.len() as u32)
+        .filter(|&i| counts[i as usize] == 0)
+        .map(|i| data.items.key(i))
+        .collect();
+    let folder = tempfile::tempdir()?;
+    let (mut shares, mut added, mut biases) = (Vec::new(), Vec::new(), Vec::new());
+    for (name, cold_share) in [("as-they-are", 0.0), ("lifted", 0.3)] {
+        let path = folder.path().join(name);
+        let options = ExportOptions {
+            cold_share,
+            ..ExportOptions::default()
+        };
+        let report = export(&student, &data, &Provenance::default(), &options, &path)?;
+        assert_eq!(report.cold.items, unmet.len());
+        biases.push(report.cold.bias);
+        let bundle = Bundle::open(&path)?;
+        assert_eq!(
+            bundle.manifest().table.cold_bias.is_some(),
+            cold_share > 0.0
+        );
+        let (mut cold, mut places) = (0, 0);
+        for user in 0..data.num_users() as u32 {
+            let mut session = Session::new(&bundle, SessionOptions::default())?;
+            for event in data.history(user, Split::Valid) {
+                let behavior = &data.behaviors[usize::from(event.behavior)];
+                session.record(Event::new(data.items.key(event.item)).behavior(behavior))?;
+            }
+            let top = session.recommend(&Query::top(20))?;
+            cold += top
+                .iter()
+                .filter(|r| unmet.contains(&r.item.as_str()))
+                .count();
+            places += top.len();
+        }
+        shares.push(cold as f64 / places as f64);
+        let mut session = Session::new(&bundle, SessionOptions::default())?;
+        session.record(Event::new("item-3"))?;
+        session.add_item(NewItem::new("new").feature("text", vec![0.5; 40]))?;
+        let all = session.recommend(&Query::top(201))?;
+        let new = all
+            .iter()
+            .find(|r| r.item == "new")
+            .ok_or("the added item is ranked")?;
+        added.push(new.score);
+    }
+    assert_eq!(biases[0], 0.0);
+    assert!(biases[1] > 0.0);
+    assert!(
+        shares[0] < 0.25 && (0.25..0.35).contains(&shares[1]),
+        "{shares:?}"
+    );
+    assert!(
+        (added[1] - added[0] - biases[1]).abs() < 1e-5 * biases[1].max(1.0),
+        "{added:?}"
+    );
     Ok(())
 }
 

@@ -84,7 +84,7 @@ pub struct Modality {
 }
 
 /// How item vectors are stored.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TableInfo {
     /// Number format of `codes`.
@@ -96,6 +96,10 @@ pub struct TableInfo {
     /// bound does not rule out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub probes: Option<usize>,
+    /// Added to the scores of items that a device adds itself, as the table's bias is to those of
+    /// its rows: what the table adds for items that nobody has met yet. Absent: nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cold_bias: Option<f32>,
 }
 
 impl TableInfo {
@@ -105,6 +109,7 @@ impl TableInfo {
             scheme,
             partitions: None,
             probes: None,
+            cold_bias: None,
         }
     }
 }
@@ -303,6 +308,9 @@ impl Manifest {
             .is_some_and(|p| p == 0 || table.partitions.is_none_or(|n| p > n))
         {
             return fail("table.probes must be 1 to table.partitions".into());
+        }
+        if table.cold_bias.is_some_and(|b| !b.is_finite()) {
+            return fail("table.cold_bias must be finite".into());
         }
         if self.window == 0 || self.window > MAX_WINDOW {
             return fail(format!(

@@ -92,7 +92,7 @@ impl BundleWriter {
         Ok(())
     }
 
-    /// Fills in `items`, `table` (but for its `probes`) and `files` of `manifest`, opens the result as a device would,
+    /// Fills in `items`, `table` (but for its `probes` and `cold_bias`) and `files` of `manifest`, opens the result as a device would,
     /// and only then renames it into place. An older bundle at the destination is replaced;
     /// whoever has it open keeps reading the old one.
     ///
@@ -111,6 +111,7 @@ impl BundleWriter {
         manifest.items = items;
         manifest.table = TableInfo {
             probes: manifest.table.probes,
+            cold_bias: manifest.table.cold_bias,
             ..form
         };
         manifest.files = self.files;

@@ -68,6 +68,8 @@ pub struct ItemTable {
     tail: Option<Slice<u8>>,
     partitions: Option<Partitions>,
     bias: Option<Slice<f32>>,
+    /// Bias of the items of `overlay`.
+    cold_bias: f32,
     popularity: Option<Slice<f32>>,
     /// `[N, M]`, 255ths.
     modalities: Option<Slice<u8>>,
@@ -159,6 +161,7 @@ impl ItemTable {
             tail,
             partitions,
             bias,
+            cold_bias: manifest.table.cold_bias.unwrap_or(0.0),
             popularity,
             modalities,
             keys,
@@ -356,11 +359,12 @@ impl ItemTable {
 
     /// Bias of an item, 0 if the table has none or `row` is out of range.
     pub fn bias(&self, row: Row) -> f32 {
-        self.bias
-            .as_ref()
-            .and_then(|b| b.get().get(row as usize))
-            .copied()
-            .unwrap_or(0.0)
+        if self.added(row).is_some() {
+            return self.cold_bias;
+        }
+        let bias = self.bias.as_ref();
+        let bias = bias.and_then(|b| b.get().get(row as usize));
+        bias.copied().unwrap_or(0.0)
     }
 
     /// Share of the training interactions per item `[N]`, if the table has it.

@@ -67,6 +67,10 @@ pub(crate) struct Args {
     /// then holds their items, which are at least those of the data.
     #[arg(long, value_name = "DIR")]
     shards: Option<PathBuf>,
+    /// Share of the first 20 places that items without a training event get at least, if they have
+    /// content. 0 leaves them where their scores put them, which is rarely in sight.
+    #[arg(long, value_name = "SHARE", default_value_t = 0.05, value_parser = shared::share)]
+    cold_share: f64,
     /// Sign with this secret key, of `tercet key new` or of minisign. The password of an encrypted
     /// one is taken from the environment variable TERCET_KEY_PASSWORD.
     #[arg(long, value_name = "KEYFILE")]
@@ -122,6 +126,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         bundle_id: args.bundle_id,
         bundle_version: args.bundle_version,
         shards: args.shards,
+        cold_share: args.cold_share,
         ..ExportOptions::default()
     };
     let report = export(&student, &data, &provenance, &options, &args.out)
@@ -176,6 +181,14 @@ fn print(r: &ExportReport) {
     match (q.probes, q.recall_probing) {
         (Some(probes), Some(recall)) => println!(", {recall:.4} with {probes} probes"),
         _ => println!(),
+    }
+    if r.cold.bias > 0.0 {
+        println!(
+            "  {} cold items: {:.4} is added to their scores, for {:.0} % of the first places",
+            r.cold.items,
+            r.cold.bias,
+            100.0 * r.cold.share
+        );
     }
     if r.users > 0 {
         output::metric_table(&[("student", &r.student), ("bundle", &r.metrics)]);
