@@ -56,6 +56,8 @@ struct Stage {
 #[derive(Serialize)]
 struct BundleStage {
     metrics: BTreeMap<String, f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cold: Option<BTreeMap<String, f64>>,
     path: PathBuf,
     bytes: u64,
 }
@@ -233,6 +235,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         student: student_stage,
         student_without,
         bundle: BundleStage {
+            cold: cold(&quantized),
             metrics: quantized.metrics,
             path: dest,
             bytes: packed.bytes,
@@ -275,12 +278,16 @@ fn measure(scorer: &dyn Scorer, data: &Dataset) -> Result<EvalReport> {
     Ok(evaluate(scorer, data, &protocol)?)
 }
 
+fn cold(report: &EvalReport) -> Option<BTreeMap<String, f64>> {
+    let slice: Option<&SliceReport> = report.slices.get("items:cold");
+    slice.map(|s| s.metrics.clone())
+}
+
 fn stage(model: &str, report: &EvalReport, clock: Instant) -> Stage {
-    let cold: Option<&SliceReport> = report.slices.get("items:cold");
     Stage {
         model: model.to_string(),
         metrics: report.metrics.clone(),
-        cold: cold.map(|s| s.metrics.clone()),
+        cold: cold(report),
         seconds: clock.elapsed().as_secs_f64(),
     }
 }
@@ -333,17 +340,17 @@ fn print(report: &Report) {
         ("student", &report.student.metrics),
         ("int8 bundle", &report.bundle.metrics),
     ]);
-    if let Some(cold) = &report.student.cold {
-        let teacher = report
-            .teacher
-            .cold
-            .as_ref()
-            .and_then(|c| c.get("recall@20"));
+    if report.student.cold.is_some() {
+        let recall = |cold: &Option<BTreeMap<String, f64>>| {
+            let recall = cold.as_ref().and_then(|c| c.get("recall@20"));
+            recall.copied().unwrap_or(0.0)
+        };
         println!(
-            "cold items, recall@20: student {:.4}, {} {:.4}",
-            cold.get("recall@20").copied().unwrap_or(0.0),
+            "cold items, recall@20: {} {:.4}, student {:.4}, int8 bundle {:.4}",
             report.teacher.model,
-            teacher.copied().unwrap_or(0.0)
+            recall(&report.teacher.cold),
+            recall(&report.student.cold),
+            recall(&report.bundle.cold)
         );
     }
     for (name, recall) in &report.student_without {
