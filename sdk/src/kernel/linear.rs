@@ -1,27 +1,38 @@
 //! The layers of a network on any vector unit.
 
-/// `sums · keep + weight · xs`, see [`linear`] for what is in scope.
+/// Sums of a fading past, 64 values at a time, whose sums stay in registers from row to row; see
+/// [`linear`] for what is in scope.
 macro_rules! fade {
     ($features:literal) => {
-        /// Sums of a fading past.
+        /// For each row in turn: `sums · keep + weight · row`.
         ///
         /// # Safety
-        /// The CPU has the features; both slices have the same length.
+        /// The CPU has the features; `xs.len() == weights.len() * sums.len()`.
         #[target_feature(enable = $features)]
-        pub(super) unsafe fn fade(sums: &mut [f32], keep: f32, weight: f32, xs: &[f32]) {
-            let wide = sums.len() / 8 * 8;
-            let (k, w) = (splat(keep), splat(weight));
-            for at in (0..wide).step_by(8) {
-                // SAFETY: at + 8 ≤ the length of both slices.
-                unsafe {
-                    let (sum, x) = (
-                        eight_f32(sums.as_ptr().add(at)),
-                        eight_f32(xs.as_ptr().add(at)),
-                    );
-                    store(sums.as_mut_ptr().add(at), plus(times(sum, k), times(x, w)));
+        pub(super) unsafe fn fade(sums: &mut [f32], keep: f32, weights: &[f32], xs: &[f32]) {
+            let (width, k) = (sums.len(), splat(keep));
+            let wide = width / 64 * 64;
+            for at in (0..wide).step_by(64) {
+                // SAFETY: at + 8 i + 8 ≤ wide for i below 8, in this and in the closures below.
+                let sum = |i: usize| unsafe { eight_f32(sums.as_ptr().add(at + 8 * i)) };
+                let (mut a, mut b, mut c, mut d) = (sum(0), sum(1), sum(2), sum(3));
+                let (mut e, mut f, mut g, mut h) = (sum(4), sum(5), sum(6), sum(7));
+                for (r, &weight) in weights.iter().enumerate() {
+                    let w = splat(weight);
+                    let next = |sum: Eight, i: usize| {
+                        // SAFETY: and r < weights.len().
+                        let x = unsafe { eight_f32(xs.as_ptr().add(r * width + at + 8 * i)) };
+                        plus(times(sum, k), times(w, x))
+                    };
+                    (a, b, c, d) = (next(a, 0), next(b, 1), next(c, 2), next(d, 3));
+                    (e, f, g, h) = (next(e, 4), next(f, 5), next(g, 6), next(h, 7));
+                }
+                for (i, sum) in [a, b, c, d, e, f, g, h].into_iter().enumerate() {
+                    // SAFETY: as above.
+                    unsafe { store(sums.as_mut_ptr().add(at + 8 * i), sum) };
                 }
             }
-            scalar::fade(&mut sums[wide..], keep, weight, &xs[wide..]);
+            scalar::fade_from(wide, sums, keep, weights, xs);
         }
     };
 }
@@ -48,10 +59,11 @@ macro_rules! linear {
             let load = |i: usize, o: usize| unsafe { $load(weights.as_ptr().add(i * stride + o)) };
             // SAFETY: r < batch and i < inputs.
             let input = |r: usize, i: usize| unsafe { splat(*xs.as_ptr().add(r * inputs + i)) };
-            let mut put = |r: usize, o: usize, sums: &[Eight]| {
-                let to = &mut out[r * outputs + o..][..8 * sums.len()];
-                for (k, (to, sum)) in to.chunks_exact_mut(8).zip(sums).enumerate() {
-                    let (at, mut y) = (o + 8 * k, *sum);
+            let to = out.as_mut_ptr();
+            let finish = |o: usize, [r, n]: [usize; 2], sums: &[Eight]| {
+                for (k, &sum) in sums.iter().enumerate() {
+                    let (row, at) = (r + k / n, o + 8 * (k % n));
+                    let mut y = sum;
                     if !scales.is_empty() {
                         // SAFETY: at + 8 ≤ outputs, the number of scales.
                         y = times(y, unsafe { eight_f32(scales.as_ptr().add(at)) });
@@ -63,8 +75,8 @@ macro_rules! linear {
                     if relu {
                         y = positive(y);
                     }
-                    // SAFETY: there is room for eight.
-                    unsafe { store(to.as_mut_ptr(), y) };
+                    // SAFETY: row < batch and at + 8 ≤ outputs.
+                    unsafe { store(to.add(row * outputs + at), y) };
                 }
             };
             // Sums that have names stay in registers whatever the compiler's mood.
@@ -88,10 +100,7 @@ macro_rules! linear {
                         let x = input(r + 5, i);
                         (f0, f1) = (fused(f0, x, w0), fused(f1, x, w1));
                     }
-                    let rows = [[a0, a1], [b0, b1], [c0, c1], [d0, d1], [e0, e1], [f0, f1]];
-                    for (k, sums) in rows.iter().enumerate() {
-                        put(r + k, o, sums);
-                    }
+                    finish(o, [r, 2], &[a0, a1, b0, b1, c0, c1, d0, d1, e0, e1, f0, f1]);
                 }
             }
             for r in many..batch {
@@ -110,7 +119,7 @@ macro_rules! linear {
                         g = fused(g, x, load(i, o + 48));
                         h = fused(h, x, load(i, o + 56));
                     }
-                    put(r, o, &[a, b, c, d, e, f, g, h]);
+                    finish(o, [r, 8], &[a, b, c, d, e, f, g, h]);
                 }
                 for o in (blocks..wide).step_by(16) {
                     let (mut a, mut b) = (zero(), zero());
@@ -118,7 +127,7 @@ macro_rules! linear {
                         let x = input(r, i);
                         (a, b) = (fused(a, x, load(i, o)), fused(b, x, load(i, o + 8)));
                     }
-                    put(r, o, &[a, b]);
+                    finish(o, [r, 2], &[a, b]);
                 }
             }
             scalar::linear(xs, layer, wide..outputs, out);

@@ -44,7 +44,7 @@ type DotI4 = unsafe fn(query: &[i8], rows: &[u8], factors: &[u8], out: &mut [i32
 type DotU4 = unsafe fn(query: &[i8], rows: &[u8], out: &mut [i32]);
 type LinearI8 = unsafe fn(xs: &[f32], layer: Layer<'_, i8>, out: &mut [f32]);
 type LinearF32 = unsafe fn(xs: &[f32], layer: Layer<'_, f32>, out: &mut [f32]);
-type Fade = unsafe fn(sums: &mut [f32], keep: f32, weight: f32, xs: &[f32]);
+type Fade = unsafe fn(sums: &mut [f32], keep: f32, weights: &[f32], xs: &[f32]);
 type ManyI8 = unsafe fn(queries: &[i8], dim: usize, rows: &[i8], out: &mut [i32]);
 /// Bit i tells whether `scores[i]`, of at most 64, is above the threshold.
 type Above = unsafe fn(scores: &[f32], threshold: f32) -> u64;
@@ -268,14 +268,17 @@ impl Kernel {
         }
     }
 
-    /// `sums · keep + weight · xs`, value by value.
+    /// For each row in turn: `sums · keep + weight · row`, value by value.
+    ///
+    /// # Shapes
+    /// `sums` `[W]`, `weights` `[R]`, `xs` `[R, W]`.
     ///
     /// # Panics
-    /// If the lengths differ.
-    pub fn fade(&self, sums: &mut [f32], keep: f32, weight: f32, xs: &[f32]) {
-        assert_eq!(sums.len(), xs.len());
-        // SAFETY: as in `dot_i8`; the lengths were checked above.
-        unsafe { (self.fade)(sums, keep, weight, xs) }
+    /// If the shapes disagree.
+    pub fn fade(&self, sums: &mut [f32], keep: f32, weights: &[f32], xs: &[f32]) {
+        assert_eq!(sums.len().checked_mul(weights.len()), Some(xs.len()));
+        // SAFETY: as in `dot_i8`; the shapes were checked above.
+        unsafe { (self.fade)(sums, keep, weights, xs) }
     }
 
     /// Inner products of many queries with many rows.
@@ -788,18 +791,23 @@ mod tests {
     }
 
     #[test]
-    fn fade_equals_scalar() {
+    fn fade_equals_plain_loops() {
         let mut rng = Lcg(8);
         for kernel in tested() {
-            for len in 0..40 {
-                let mut floats = || -> Vec<f32> { (0..len).map(|_| rng.float()).collect() };
-                let (mut got, xs) = (floats(), floats());
-                let mut want = got.clone();
-                kernel.fade(&mut got, 0.75, -1.5, &xs);
-                for (sum, x) in want.iter_mut().zip(&xs) {
-                    *sum = *sum * 0.75 + -1.5 * x;
+            for len in (0..40).chain([64, 81, 320]) {
+                for rows in [0, 1, 3] {
+                    let mut floats =
+                        |n: usize| -> Vec<f32> { (0..n).map(|_| rng.float()).collect() };
+                    let (mut got, weights, xs) = (floats(len), floats(rows), floats(rows * len));
+                    let mut want = got.clone();
+                    kernel.fade(&mut got, 0.75, &weights, &xs);
+                    for (r, w) in weights.iter().enumerate() {
+                        for (sum, x) in want.iter_mut().zip(&xs[r * len..]) {
+                            *sum = *sum * 0.75 + w * x;
+                        }
+                    }
+                    assert_eq!(bits(&got), bits(&want), "{} {len}", kernel.name());
                 }
-                assert_eq!(bits(&got), bits(&want), "{} {len}", kernel.name());
             }
         }
     }

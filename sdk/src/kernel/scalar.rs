@@ -86,9 +86,17 @@ pub(super) fn linear_f32(xs: &[f32], layer: Layer<'_, f32>, out: &mut [f32]) {
     linear(xs, layer, 0..layer.outputs, out);
 }
 
-pub(super) fn fade(sums: &mut [f32], keep: f32, weight: f32, xs: &[f32]) {
-    for (sum, x) in sums.iter_mut().zip(xs) {
-        *sum = *sum * keep + weight * x;
+pub(super) fn fade(sums: &mut [f32], keep: f32, weights: &[f32], xs: &[f32]) {
+    fade_from(0, sums, keep, weights, xs);
+}
+
+/// The values from `first` on.
+pub(super) fn fade_from(first: usize, sums: &mut [f32], keep: f32, weights: &[f32], xs: &[f32]) {
+    let rows = xs.chunks_exact(sums.len().max(1));
+    for (weight, row) in weights.iter().zip(rows) {
+        for (sum, x) in sums.iter_mut().zip(row).skip(first) {
+            *sum = *sum * keep + weight * x;
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! History → user vector.
 
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -168,30 +169,47 @@ impl Running {
         w.hidden.apply_relu(events, hidden);
     }
 
-    /// Adds the event at `slot`, looked at before, `real` times, weighted per head by `decay` to the
-    /// power of `age`, to what there is, which is one position `older` or not.
-    fn count_in(&mut self, slot: usize, real: f32, age: usize, older: bool) {
+    /// Adds the events at `slots`, looked at before, one after the other, each `real` times.
+    fn count_in(&mut self, slots: Range<usize>, real: &[f32]) {
+        self.count = real.iter().fold(self.count, |count, real| count + real);
+        for head in 0..self.weights.heads {
+            let keep = self.weights.decays[head];
+            self.fade(head, slots.clone(), keep, |k| real[k]);
+        }
+    }
+
+    /// Takes out the event at `slot`, looked at before, which `age` others followed.
+    fn count_out(&mut self, slot: usize, age: usize) {
+        self.count -= 1.0;
+        for head in 0..self.weights.heads {
+            let decay = self.weights.decays[head];
+            let left = if age > 0 && decay != 1.0 {
+                libm::powf(decay, age as f32)
+            } else {
+                1.0
+            };
+            self.fade(head, slot..slot + 1, 1.0, |_| -left);
+        }
+    }
+
+    /// What a head's sums hold is kept by a factor, and an event of weight `real` times its gate
+    /// added, for the events at `slots` in turn.
+    fn fade(&mut self, head: usize, slots: Range<usize>, keep: f32, real: impl Fn(usize) -> f32) {
         let w = &*self.weights;
         let (d, e, width) = (w.dim, w.hidden.outputs, self.mean.len());
-        let hidden = &self.hidden[slot * e..(slot + 1) * e];
-        let direct = &self.events[slot * d..(slot + 1) * d];
-        let gates = &self.gates[slot * w.heads..(slot + 1) * w.heads];
-        let kernel = kernel::active();
-        self.count += real;
-        for (head, gate) in gates.iter().enumerate() {
-            let mut weight = real / (1.0 + libm::expf(-gate));
-            let decay = w.decays[head];
-            if age > 0 && decay != 1.0 {
-                weight *= libm::powf(decay, age as f32);
-            }
-            let keep = if older { decay } else { 1.0 };
-            self.totals[head] = self.totals[head] * keep + weight;
-            let sum = &mut self.sums[head * width..(head + 1) * width];
-            let (added, passed) = sum.split_at_mut(e);
-            for (sum, features) in [(added, hidden), (passed, direct)] {
-                kernel.fade(sum, keep, weight, features);
-            }
+        let mut weights = [0.0f32; BLOCK];
+        let weights = &mut weights[..slots.len()];
+        for (k, (weight, slot)) in weights.iter_mut().zip(slots.clone()).enumerate() {
+            let gate = self.gates[slot * w.heads + head];
+            *weight = real(k) / (1.0 + libm::expf(-gate));
+            self.totals[head] = self.totals[head] * keep + *weight;
         }
+        let (added, passed) = self.sums[head * width..(head + 1) * width].split_at_mut(e);
+        let hidden = &self.hidden[slots.start * e..slots.end * e];
+        let direct = &self.events[slots.start * d..slots.end * d];
+        let kernel = kernel::active();
+        kernel.fade(added, keep, weights, hidden);
+        kernel.fade(passed, keep, weights, direct);
     }
 
     /// Writes the user vector.
@@ -231,7 +249,7 @@ impl Follower for Running {
     fn add(&mut self, item: &[f32], behavior: i64) -> Result<()> {
         self.place(0, item, behavior)?;
         self.look_at(1);
-        self.count_in(0, 1.0, 0, true);
+        self.count_in(0..1, &[1.0]);
         Ok(())
     }
 
@@ -239,7 +257,7 @@ impl Follower for Running {
         let age = (self.count as usize).saturating_sub(1);
         self.place(0, item, behavior)?;
         self.look_at(1);
-        self.count_in(0, -1.0, age, false);
+        self.count_out(0, age);
         Ok(())
     }
 
@@ -300,22 +318,24 @@ impl Tower for CompactUserTower {
             running.reset();
             let blocks = x.chunks(BLOCK * dim).zip(kinds.chunks(BLOCK));
             for ((x, kinds), real) in blocks.zip(real.chunks(BLOCK)) {
+                let mut reals = [0.0f32; BLOCK];
                 let mut n = 0;
                 for ((item, &behavior), &real) in x.chunks_exact(dim).zip(kinds).zip(real) {
                     if real != 0.0 {
                         running.place(n, item, behavior)?;
+                        reals[n] = real;
                         n += 1;
                     }
                 }
                 running.look_at(n);
-                let mut slot = 0;
-                for &real in real {
-                    // Positions with mask 0 hold no event, but the others are older for them.
-                    if real == 0.0 {
+                let mut done = 0;
+                for positions in real.split_inclusive(|&real| real == 0.0) {
+                    let here = positions.iter().filter(|&&real| real != 0.0).count();
+                    running.count_in(done..done + here, &reals[done..done + here]);
+                    done += here;
+                    // A position with mask 0 holds no event, but the others are older for it.
+                    if positions.last() == Some(&0.0) {
                         running.age();
-                    } else {
-                        running.count_in(slot, real, 0, true);
-                        slot += 1;
                     }
                 }
             }
