@@ -1,6 +1,7 @@
 //! Text to features: tokenizer, tower, pooling.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use candle_core::{DType, Device, Tensor};
 use serde::Deserialize;
@@ -64,6 +65,8 @@ pub struct TextEncoder {
     tower: Tower,
     max_tokens: usize,
     pooling: Pooling,
+    /// Texts cut since the encoder was opened.
+    cut: AtomicUsize,
     device: Device,
 }
 
@@ -149,6 +152,7 @@ impl TextEncoder {
             tower,
             max_tokens,
             pooling: Pooling::Mean,
+            cut: AtomicUsize::new(0),
             device: device.clone(),
         };
         encoder.truncate(max_tokens)?;
@@ -196,6 +200,11 @@ impl TextEncoder {
         self.max_tokens
     }
 
+    /// Texts that were longer and lost their end, since the encoder was opened.
+    pub fn texts_cut(&self) -> usize {
+        self.cut.load(Ordering::Relaxed)
+    }
+
     /// How single vectors are made; the mean unless set.
     pub fn pooling(&self) -> Pooling {
         self.pooling
@@ -235,10 +244,14 @@ impl TextEncoder {
         let ids = texts
             .iter()
             .map(|text| {
+                let read = head(text);
                 let encoding = self
                     .tokenizer
-                    .encode(head(text), true)
+                    .encode(read, true)
                     .map_err(|e| Error::config(format!("the tokenizer refuses a text: {e}")))?;
+                if read.len() < text.len() || !encoding.get_overflowing().is_empty() {
+                    self.cut.fetch_add(1, Ordering::Relaxed);
+                }
                 Ok(encoding.get_ids().to_vec())
             })
             .collect::<Result<Vec<_>>>()?;

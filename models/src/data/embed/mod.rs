@@ -77,6 +77,8 @@ pub struct EmbedReport {
     pub unreadable: usize,
     /// The first of them.
     pub first_unreadable: Vec<UnreadableItem>,
+    /// Texts of this run that were longer than the encoder reads and lost their end.
+    pub cut: usize,
     /// Items taken over from an interrupted run.
     pub resumed: usize,
     /// Wall time of this run.
@@ -196,6 +198,10 @@ pub fn embed(
         absent: rows.items - embedded - unreadable,
         unreadable,
         first_unreadable,
+        cut: match encoder {
+            Encoder::Text(encoder) => encoder.texts_cut(),
+            Encoder::Image(_) => 0,
+        },
         resumed,
         seconds: start.elapsed().as_secs_f64(),
     })

@@ -141,7 +141,9 @@ fn limits_are_checked() -> Result<()> {
     assert!(e.set_max_tokens(11).is_err() && e.set_max_tokens(2).is_err());
     e.set_max_tokens(3)?;
     let one = e.encode(&["red"], Output::Pooled)?;
+    assert_eq!(e.texts_cut(), 0);
     let cut = e.encode(&["red hats blue"], Output::Pooled)?;
+    assert_eq!(e.texts_cut(), 1);
     assert!(largest(&(one - cut)?)? < 1e-6);
     Ok(())
 }

@@ -284,6 +284,12 @@ fn embed_items(cfg: &EmbedConfig, encoder: &Encoder, json: bool) -> Result<()> {
         report.unreadable,
         report.seconds
     );
+    if report.cut > 0 {
+        println!(
+            "  {} texts are longer than the encoder reads and lost their end",
+            report.cut
+        );
+    }
     for item in &report.first_unreadable {
         println!("  {} {}: {}", item.item, item.file, item.reason);
     }
