@@ -14,6 +14,7 @@ use crate::baseline::ease::Ease;
 use crate::baseline::graph_mf::{GraphMf, GraphMfConfig};
 use crate::baseline::popularity::Popularity;
 use crate::baseline::sasrec::{Sasrec, SasrecConfig};
+use crate::baseline::sparse_mf::SparseMf;
 use crate::data::{Dataset, LoadOptions};
 use crate::diffmm::{DiffMm, DiffMmConfig};
 use crate::dprec::{Dprec, DprecConfig};
@@ -236,9 +237,21 @@ pub fn learner<'a>(
                 layers: 0,
                 ..spec.parse()?
             };
+            if cfg.sparse {
+                Box::new(SparseMf::new(data, cfg, seed)?)
+            } else {
+                Box::new(GraphMf::new(data, cfg, seed, dev)?)
+            }
+        }
+        "lightgcn" => {
+            let cfg = spec.parse::<GraphMfConfig>()?;
+            if cfg.sparse {
+                return Err(Error::config(
+                    "sparse updates are for bpr: propagation reads every row in every step",
+                ));
+            }
             Box::new(GraphMf::new(data, cfg, seed, dev)?)
         }
-        "lightgcn" => Box::new(GraphMf::new(data, spec.parse()?, seed, dev)?),
         "sasrec" => Box::new(Sasrec::new(data, spec.parse()?, seed, dev)?),
         "diffmm" => Box::new(DiffMm::new(data, spec.parse::<DiffMmConfig>()?, seed, dev)?),
         "dprec" => Box::new(Dprec::new(data, spec.parse()?, seed, dev)?),

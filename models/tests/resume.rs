@@ -81,6 +81,7 @@ fn resumed_runs_equal_uninterrupted_ones() -> Result<()> {
     let dev = Device::Cpu;
     for (model, settings) in [
         ("bpr", &["dim=16", "batch=256"][..]),
+        ("bpr", &["dim=16", "batch=256", "sparse=true"]),
         ("lightgcn", &["dim=16", "batch=256"]),
         ("sasrec", &["dim=16", "window=10"]),
         ("diffmm", &["dim=16", "hidden=24", "batch=256"]),

@@ -31,6 +31,9 @@ pub struct GraphMfConfig {
     pub reg: f64,
     /// Standard deviation of the initial id vectors.
     pub init_std: f64,
+    /// Update only the vectors that a step reads ([`super::sparse_mf`]): for `bpr` on many users and
+    /// items, on the CPU.
+    pub sparse: bool,
 }
 
 impl Default for GraphMfConfig {
@@ -42,6 +45,7 @@ impl Default for GraphMfConfig {
             batch: 2048,
             reg: 1e-4,
             init_std: 0.1,
+            sparse: false,
         }
     }
 }

@@ -5,3 +5,4 @@ pub mod ease;
 pub mod graph_mf;
 pub mod popularity;
 pub mod sasrec;
+pub mod sparse_mf;
