@@ -65,6 +65,9 @@ pub struct DistillConfig {
     pub batch: usize,
     /// Examples drawn per user and epoch where the data has order.
     pub cuts: usize,
+    /// Most examples of an epoch, drawn anew for each, 0 for all: what an epoch costs is examples
+    /// times items, and all examples of many users are more than a student of fixed size needs.
+    pub examples: usize,
     /// Share of the teacher in the ranking loss, 0 to 1; the rest are the user's own items.
     pub teacher_weight: f64,
     /// Weight of the mean squared difference between the student's scores and the teacher's
@@ -131,6 +134,7 @@ impl Default for DistillConfig {
             weight_decay: 1e-4,
             batch: 256,
             cuts: 3,
+            examples: 0,
             teacher_weight: 0.2,
             score_weight: 10.0,
             teacher_items: 100,
@@ -343,6 +347,14 @@ fn start_queries(
     drawn.into_iter().map(query).collect()
 }
 
+/// Examples of an epoch, of `all` that there are.
+fn epoch_examples(cfg: &DistillConfig, all: usize) -> usize {
+    match cfg.examples {
+        0 => all,
+        most => all.min(most),
+    }
+}
+
 /// Enough histories to span the directions of a score matrix.
 const START_USERS: usize = 20_000;
 
@@ -413,7 +425,7 @@ impl<'a> Distiller<'a> {
             .for_each(|e| warm[e.item as usize] = true);
         let cold = (0..n as u32).filter(|&i| !warm[i as usize]).collect();
         let cuts = if data.ordered { cfg.cuts.max(1) } else { 1 };
-        let lessons = cfg.lesson_epochs as usize * users.len() * cuts;
+        let lessons = cfg.lesson_epochs as usize * epoch_examples(&cfg, users.len() * cuts);
         if lessons.saturating_mul(2 * n) > MOST_KEPT {
             return Err(Error::config(format!(
                 "{lessons} lessons about {n} items are too many to keep; lower lesson_epochs or cuts"
@@ -687,7 +699,7 @@ impl<'a> Distiller<'a> {
     }
 
     fn examples_per_epoch(&self) -> usize {
-        self.users.len() * self.cuts() as usize
+        epoch_examples(&self.cfg, self.users.len() * self.cuts() as usize)
     }
 
     fn batch(&self) -> usize {
@@ -714,16 +726,21 @@ impl Learner for Distiller<'_> {
         let mut order: Vec<(u32, u64)> = (0..self.cuts())
             .flat_map(|c| self.users.iter().map(move |&u| (u, c)))
             .collect();
-        rng::shuffle(
-            &mut rng::stream(self.seed, Purpose::Shuffle, &[epoch, 2]),
-            &mut order,
-        );
         self.adam
             .set_lr(self.cfg.lr * self.cfg.lr_decay.powf(epoch as f64));
         let drawn = match self.cfg.lesson_epochs {
             0 => epoch,
             n => epoch % n,
         };
+        if self.examples_per_epoch() < order.len() {
+            let mut r = rng::stream(self.seed, Purpose::Shuffle, &[drawn, 3]);
+            rng::shuffle(&mut r, &mut order);
+            order.truncate(self.examples_per_epoch());
+        }
+        rng::shuffle(
+            &mut rng::stream(self.seed, Purpose::Shuffle, &[epoch, 2]),
+            &mut order,
+        );
         let (mut total, mut n) = (0.0, 0usize);
         for (k, batch) in order.chunks(self.batch()).enumerate() {
             let keys: Vec<(u32, u64, u64)> = batch.iter().map(|&(u, c)| (u, drawn, c)).collect();

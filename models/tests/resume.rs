@@ -105,6 +105,10 @@ fn resumed_runs_equal_uninterrupted_ones() -> Result<()> {
             ],
         ),
         ("student", &["dim=16", "event_hidden=16", "batch=64"]),
+        (
+            "student",
+            &["dim=16", "event_hidden=16", "batch=64", "examples=100"],
+        ),
     ] {
         let mut spec = RunConfig::new(model)?;
         spec.train.epochs = 4;
