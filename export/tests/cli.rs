@@ -44,6 +44,15 @@ fn data_synth_and_inspect() -> Outcome {
     assert_eq!((&made["users"], &made["items"]), (&80.into(), &120.into()));
     let seen = json(dir.path(), &["data", "inspect", "--data", "shop", "--json"])?;
     assert_eq!(made, seen);
+    let mut quiet = SYNTH;
+    (quiet[3], quiet[8]) = ("quiet", "--no-counts");
+    let out = tercet(dir.path(), &quiet)?;
+    assert!(out.status.success() && out.stdout.is_empty(), "{out:?}");
+    let seen = json(
+        dir.path(),
+        &["data", "inspect", "--data", "quiet", "--json"],
+    )?;
+    assert_eq!(made["splits"], seen["splits"]);
     // A second one in the same place would mix two shops.
     fails(dir.path(), 1, &SYNTH)?;
     let other = [
@@ -171,6 +180,9 @@ fn the_whole_path() -> Outcome {
         assert_eq!(bundle[key], run[key], "{key}");
     }
     assert_eq!(bundle["metrics"], made["metrics"]);
+    let few = ["--bundle", "shop.tercet", "--max-users", "7"];
+    let few = json(dir, &[&evaluate[..], &few].concat())?;
+    assert_eq!(few["users"], 7);
     let replay = ["--bundle", "shop.tercet", "--replay", "--warm-up", "3"];
     let replay = json(dir, &[&evaluate[..], &replay].concat())?;
     assert_eq!(replay["restored"], true);

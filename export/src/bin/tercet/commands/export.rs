@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 use clap::ValueEnum;
 use tercet_export::onnx::Weights;
 use tercet_export::{ExportOptions, ExportReport, Provenance, Scheme, SigningKey, export};
+use tercet_models::eval::EvalProtocol;
 use tercet_models::run::{self, TrainedRun};
 use tercet_models::student::Student;
 
@@ -71,6 +72,10 @@ pub(crate) struct Args {
     /// content. 0 leaves them where their scores put them, which is rarely in sight.
     #[arg(long, value_name = "SHARE", default_value_t = 0.05, value_parser = shared::share)]
     cold_share: f64,
+    /// Measure the metrics of the model card on at most so many users, evenly spaced. Full ranking
+    /// costs users times items.
+    #[arg(long, value_name = "N", value_parser = shared::positive)]
+    max_users: Option<usize>,
     /// Sign with this secret key, of `tercet key new` or of minisign. The password of an encrypted
     /// one is taken from the environment variable TERCET_KEY_PASSWORD.
     #[arg(long, value_name = "KEYFILE")]
@@ -127,6 +132,10 @@ pub(crate) fn run(args: Args) -> Result<()> {
         bundle_version: args.bundle_version,
         shards: args.shards,
         cold_share: args.cold_share,
+        protocol: EvalProtocol {
+            max_users: args.max_users,
+            ..EvalProtocol::valid()
+        },
         ..ExportOptions::default()
     };
     let report = export(&student, &data, &provenance, &options, &args.out)

@@ -91,6 +91,9 @@ pub(crate) struct Protocol {
     /// What is left out of the ranking: auto, history, target-behavior, none.
     #[arg(long, default_value = "auto")]
     pub(crate) mask: String,
+    /// Rank for at most so many users, evenly spaced. Full ranking costs users times items.
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub(crate) max_users: Option<usize>,
 }
 
 impl Protocol {
@@ -126,6 +129,7 @@ impl Protocol {
             candidates,
             history,
             mask,
+            max_users: self.max_users,
             ..EvalProtocol::default()
         })
     }
