@@ -1,0 +1,236 @@
+"""Measures commands, makes shards of many items, and tells how costs grow; see growth.sh.
+
+usage: growth.py measure OUT.json COMMAND…     CPU seconds and peak memory of a command
+       growth.py shards ITEMS.csv N FOLDER     vectors of N items, the first of them those of a shop
+       growth.py report RUNS_FOLDER PLOT.svg   prints the tables, writes the plot
+"""
+import json
+import math
+import os
+import pathlib
+import resource
+import subprocess
+import sys
+import tempfile
+import threading
+
+SHARD_ROWS = 250_000
+DIM = 64
+
+
+def peaks(pid, seen, stop):
+    """Follows the anonymous memory of a process, 50 times a second, until it ends."""
+    while not stop.wait(0.02):
+        try:
+            with open(f"/proc/{pid}/status") as status:
+                for line in status:
+                    if line.startswith("RssAnon:"):
+                        seen[0] = max(seen[0], int(line.split()[1]) * 1024)
+        except OSError:
+            return
+
+
+def measure(out, command):
+    """Runs a command; OUT.json gets its costs and what it printed, only if it succeeded."""
+    seen, stop = [0], threading.Event()
+    with tempfile.TemporaryFile() as answer:
+        process = subprocess.Popen(command, stdout=answer)
+        watch = threading.Thread(target=peaks, args=(process.pid, seen, stop))
+        watch.start()
+        code = process.wait()
+        stop.set()
+        watch.join()
+        if code:
+            sys.exit(code)
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        answer.seek(0)
+        text = answer.read().decode()
+    result = {
+        "command": command,
+        "cpu_seconds": used.ru_utime + used.ru_stime,
+        "peak_rss_bytes": used.ru_maxrss * 1024,
+        "peak_anonymous_bytes": seen[0],
+        "answer": json.loads(text) if text.strip() else None,
+    }
+    partial = out + ".partial"
+    pathlib.Path(partial).write_text(json.dumps(result, indent=1) + "\n")
+    os.replace(partial, out)
+
+
+def make_shards(catalogue, items, folder):
+    """Random vectors, a shard at a time."""
+    import numpy as np
+
+    sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "examples" / "spark"))
+    import shards
+
+    with open(catalogue) as lines:
+        next(lines)
+        known = [line.split(",", 1)[0] for line in lines]
+    os.makedirs(folder, exist_ok=True)
+    parts = -(-items // SHARD_ROWS)
+    for part in range(parts):
+        if os.path.exists(os.path.join(folder, shards.name(part, parts))):
+            continue
+        first = part * SHARD_ROWS
+        rows = range(first, min(first + SHARD_ROWS, items))
+        keys = [known[row] if row < len(known) else f"more-{row:09}" for row in rows]
+        vectors = np.random.default_rng(part).standard_normal((len(rows), DIM), dtype="f4")
+        facts = shards.facts(part, parts, first, items, "random vectors")
+        shards.write(folder, facts, keys, vectors)
+
+
+def slope(a, b, value):
+    """The exponent between two points: 1 is in proportion."""
+    low, high = value(a[1]), value(b[1])
+    if not low or not high:
+        return None
+    return math.log(high / low) / math.log(b[0] / a[0])
+
+
+def collect(folder, step):
+    """(size, result) of a step's points, ascending."""
+    found = []
+    for path in folder.glob(f"{step}-*.json"):
+        size = path.stem.removeprefix(f"{step}-")
+        if size.isdigit():
+            found.append((int(size), json.loads(path.read_text())))
+    return sorted(found, key=lambda point: point[0])
+
+
+def number(x):
+    # A process that ends within 20 ms may have no peak.
+    if not x:
+        return "–"
+    return f"{x:,.0f}" if x >= 100 else f"{x:.3g}"
+
+
+INTERACTIONS = [
+    ("synth", "data synth"),
+    ("bpr", "BPR-MF, sparse, 2 epochs"),
+    ("lightgcn", "LightGCN, 1 epoch of 10 steps"),
+    ("student", "student, 20 steps of 256"),
+    ("export", "export"),
+]
+ITEMS = [
+    ("items-export", "export --shards"),
+    ("items-inspect", "inspect"),
+    ("items-recommend", "recommend"),
+    ("items-limited", "recommend, 16 MiB of private memory"),
+]
+VALUES = [
+    ("CPU s", lambda r: r["cpu_seconds"]),
+    ("peak RSS, MB", lambda r: r["peak_rss_bytes"] / 1e6),
+    ("of it anonymous, MB", lambda r: r["peak_anonymous_bytes"] / 1e6),
+]
+COLORS = ["#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e"]
+
+
+def table(folder, steps, what):
+    sizes = sorted({size for step, _ in steps for size, _ in collect(folder, step)})
+    print(f"| {what} | | " + " | ".join(f"{size:,}" for size in sizes) + " | exponents between points | overall |")
+    print("|---|---|" + "--:|" * len(sizes) + "---|--:|")
+    for step, label in steps:
+        points = collect(folder, step)
+        for name, value in VALUES:
+            by_size = {size: value(result) for size, result in points}
+            cells = " | ".join(number(by_size.get(size)) for size in sizes)
+            between = [slope(a, b, value) for a, b in zip(points, points[1:])]
+            overall = slope(points[0], points[-1], value) if len(points) > 1 else None
+            exponents = ", ".join("–" if s is None else f"{s:.2f}" for s in between)
+            print(f"| {label} | {name} | {cells} | {exponents} | {'–' if overall is None else f'{overall:.2f}'} |")
+    print()
+
+
+def answers(folder):
+    """What the steps themselves reported."""
+    for step, rows in [
+        ("bpr", [("CPU s an epoch, validation included", lambda a: a["cpu_seconds_per_epoch"])]),
+        ("export", [("bundle, bytes", lambda a: a["bytes"]), ("bytes an item", lambda a: a["bytes"] / a["items"])]),
+        ("items-export", [("bundle, bytes", lambda a: a["bytes"]), ("recall@100 of full precision", lambda a: a["quality"]["recall"])]),
+        *[
+            (step, [
+                ("open, µs", lambda a: a["open"]["median_micros"]),
+                ("first recommendation, µs", lambda a: a["first_recommendation"]["median_micros"]),
+                ("scan, µs", lambda a: a["scan"]["median_micros"]),
+                ("scan, GB/s", lambda a: a["scan"]["gigabytes_per_second"]),
+            ])
+            for step in ("bench", "items-bench")
+        ],
+    ]:
+        for name, value in rows:
+            cells = [f"{size:,}: {number(value(result['answer']))}" for size, result in collect(folder, step)]
+            if cells:
+                print(f"- {step}, {name}: " + " · ".join(cells))
+    print()
+
+
+def ticks(low, high):
+    return [10.0**k for k in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)]
+
+
+def panel(svg, left, title, lines, axis):
+    """One log-log panel: lines are (label, [(x, y)…]). A grey line has the exponent 1."""
+    lines = [(label, [(x, y) for x, y in points if y]) for label, points in lines]
+    values = [point for _, points in lines for point in points]
+    if not values:
+        return
+    width, height, top = 400, 380, 40
+    xs, ys = ticks(min(x for x, _ in values), max(x for x, _ in values)), ticks(min(y for _, y in values), max(y for _, y in values))
+    def px(x):
+        return left + width * (math.log10(x / xs[0])) / max(math.log10(xs[-1] / xs[0]), 1)
+    def py(y):
+        return top + height - height * (math.log10(y / ys[0])) / max(math.log10(ys[-1] / ys[0]), 1)
+    svg.append(f'<text x="{left}" y="26" font-size="14">{title}</text>')
+    for x in xs:
+        svg.append(f'<line x1="{px(x):.1f}" y1="{top}" x2="{px(x):.1f}" y2="{top + height}" stroke="#ddd"/><text x="{px(x):.1f}" y="{top + height + 16}" text-anchor="middle">10^{round(math.log10(x))}</text>')
+    for y in ys:
+        svg.append(f'<line x1="{left}" y1="{py(y):.1f}" x2="{left + width}" y2="{py(y):.1f}" stroke="#ddd"/><text x="{left - 6}" y="{py(y) + 4:.1f}" text-anchor="end">{y:g}</text>')
+    svg.append(f'<text x="{left + width / 2}" y="{top + height + 34}" text-anchor="middle">{axis}</text>')
+    # As far as an exponent of 1 stays inside the panel.
+    reach = min(math.log10(xs[-1] / xs[0]), math.log10(ys[-1] / ys[0]))
+    svg.append(f'<line x1="{px(xs[0]):.1f}" y1="{py(ys[0]):.1f}" x2="{px(xs[0] * 10**reach):.1f}" y2="{py(ys[0] * 10**reach):.1f}" stroke="#999" stroke-dasharray="4 4"><title>in proportion</title></line>')
+    for j, (label, points) in enumerate(lines):
+        color = COLORS[j % len(COLORS)]
+        path = " ".join(f"{px(x):.1f},{py(y):.1f}" for x, y in points)
+        svg.append(f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="1.5"/>')
+        for x, y in points:
+            svg.append(f'<circle cx="{px(x):.1f}" cy="{py(y):.1f}" r="4" fill="{color}"><title>{label}, {x:,}: {y:.4g}</title></circle>')
+        at = top + height + 54 + 16 * j
+        svg.append(f'<circle cx="{left + 4}" cy="{at - 4}" r="4" fill="{color}"/><text x="{left + 14}" y="{at}">{label}</text>')
+
+
+def plot(folder):
+    panels = [
+        (steps, what, title, value)
+        for steps, what in [(INTERACTIONS, "interactions"), (ITEMS, "items of the table")]
+        for title, value in [("CPU seconds", VALUES[0][1]), ("anonymous memory at its peak, MB", VALUES[2][1])]
+    ]
+    svg = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{len(panels) * 480 + 30}" height="560" font-family="sans-serif" font-size="11">',
+        '<rect width="100%" height="100%" fill="white"/>',
+    ]
+    for at, (steps, what, title, value) in enumerate(panels):
+        lines = [(label, [(size, value(r)) for size, r in collect(folder, step)]) for step, label in steps]
+        panel(svg, 60 + at * 480, title, lines, what + "; dashed: in proportion")
+    return "\n".join(svg + ["</svg>", ""])
+
+
+def report(folder, target):
+    folder = pathlib.Path(folder)
+    table(folder, INTERACTIONS, "interactions")
+    table(folder, ITEMS, "items")
+    answers(folder)
+    pathlib.Path(target).write_text(plot(folder))
+
+
+if __name__ == "__main__":
+    match sys.argv[1:]:
+        case ["measure", out, *command] if command:
+            measure(out, command)
+        case ["shards", catalogue, items, folder]:
+            make_shards(catalogue, int(items), folder)
+        case ["report", folder, target]:
+            report(folder, target)
+        case _:
+            sys.exit(__doc__)

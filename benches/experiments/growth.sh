@@ -1,0 +1,104 @@
+#!/usr/bin/env bash
+# Growth: what training, distilling, exporting and serving cost as interactions and items grow.
+#
+#   benches/experiments/growth.sh [interactions|items]...
+#
+# Options: TERCET_RUNS, TERCET_BIN and TERCET_THREADS (default here: 1), as in common.sh;
+# TERCET_SIZES, TERCET_ITEM_SIZES: the points (default: "10000 100000 1000000 10000000" interactions
+# and "100000 1000000 10000000" items); TERCET_PYTHON: a Python with numpy (default: python3), which
+# only the items need. Finished steps are skipped. Data and runs of a point are removed once its steps
+# are measured, except for those of 100,000 interactions, whose student the items need.
+#
+# What is measured is cost, not quality: a few epochs, and rankings of 2,000 users. 10^7 of either take
+# 9 GB of disk at most.
+set -euo pipefail
+runs_name=growth
+TERCET_THREADS=${TERCET_THREADS:-1}
+. "$(dirname "$0")/common.sh"
+python=${TERCET_PYTHON:-python3}
+sizes=${TERCET_SIZES:-10000 100000 1000000 10000000}
+item_sizes=${TERCET_ITEM_SIZES:-100000 1000000 10000000}
+most=(--max-users 2000)
+
+# step NAME command…: measures a command, once.
+step() {
+  local out=$runs/$1.json; shift
+  [ -f "$out" ] && return 0
+  echo "== $(basename "$out" .json)" >&2
+  "$python" "$here/growth.py" measure "$out" "$@"
+}
+
+# done_with NAME…: whether all these steps are measured.
+done_with() {
+  local name
+  for name in "$@"; do [ -f "$runs/$name.json" ] || return 1; done
+}
+
+# The shop has 20 events a user and two items for five users, at every size.
+shop() {
+  local n=$1 d=$runs/shop-$1
+  done_with synth-$n && [ -d "$d" ] && return 0
+  rm -rf "$d" "$runs/synth-$n.json"
+  step synth-$n "$tercet" data synth --users $((n / 20)) --items $((n / 50)) --seed 1 --out "$d" --no-counts
+}
+
+# trained NAME verb options…: a training run of at most two epochs.
+trained() {
+  local name=$1; shift
+  done_with "$name" && [ -f "$runs/$name/report.json" ] && return 0
+  rm -rf "$runs/$name" "$runs/$name.json"
+  step "$name" "$tercet" "$@" "${most[@]}" --seed 1 --threads "$threads" --out "$runs/$name" --json
+}
+
+student() {
+  local n=$1 d=$runs/shop-$1
+  trained bpr-$n train --model bpr --data "$d" --epochs 2 --set sparse=true
+  # 20 steps of 256 examples at every size: what a step costs follows the items.
+  trained student-$n distill --teacher "$runs/bpr-$n" --data "$d" --epochs 1 --set cuts=12 --set examples=5120
+}
+
+interactions() {
+  local n d b
+  for n in $sizes; do
+    d=$runs/shop-$n b=$runs/bundle-$n.tercet
+    if ! done_with synth-$n bpr-$n student-$n lightgcn-$n export-$n bench-$n recommend-$n; then
+      shop $n
+      student $n
+      if ! done_with export-$n bench-$n recommend-$n; then
+        rm -f "$runs/export-$n.json"
+        step export-$n "$tercet" export --student "$runs/student-$n" --data "$d" --out "$b" "${most[@]}" --threads "$threads" --json
+        step bench-$n "$tercet" bench "$b" --json
+        step recommend-$n "$tercet" recommend --bundle "$b" --history "$(sed -n 2p "$d/items.csv" | cut -d, -f1)" --json
+      fi
+      # 10 steps an epoch, because each of them passes the whole graph: with the default batch of
+      # 2048 an epoch costs the square of the interactions.
+      trained lightgcn-$n train --model lightgcn --data "$d" --epochs 1 --set batch=$((n / 10))
+    fi
+    [ "$n" = 100000 ] || rm -rf "$d" "$b" "$runs/bpr-$n" "$runs/student-$n" "$runs/lightgcn-$n"
+  done
+}
+
+items() {
+  local n b s d=$runs/shop-100000
+  for n in $item_sizes; do
+    b=$runs/items-$n.tercet s=$runs/shards-$n
+    done_with items-export-$n items-inspect-$n items-recommend-$n items-bench-$n items-limited-$n && continue
+    shop 100000
+    student 100000
+    rm -f "$runs/items-export-$n.json"
+    "$python" "$here/growth.py" shards "$d/items.csv" $n "$s"
+    step items-export-$n "$tercet" export --student "$runs/student-100000" --data "$d" --shards "$s" --out "$b" --threads "$threads" --json
+    rm -rf "$s"
+    step items-inspect-$n "$tercet" inspect "$b" --json
+    step items-recommend-$n "$tercet" recommend --bundle "$b" --history "$(sed -n 2p "$d/items.csv" | cut -d, -f1)" --json
+    step items-bench-$n "$tercet" bench "$b" --runs 10 --json
+    # 16 MiB for everything that a process has but mapped files and code.
+    step items-limited-$n prlimit --data=16777216 "$tercet" recommend --bundle "$b" --history "$(sed -n 2p "$d/items.csv" | cut -d, -f1)" --json
+    rm -rf "$b"
+  done
+}
+
+parts=("$@")
+[ ${#parts[@]} -gt 0 ] || parts=(interactions items)
+for part in "${parts[@]}"; do "$part"; done
+"$python" "$here/growth.py" report "$runs" "$root/benches/results/growth.svg"
