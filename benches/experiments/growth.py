@@ -108,6 +108,7 @@ def number(x):
 INTERACTIONS = [
     ("synth", "data synth"),
     ("bpr", "BPR-MF, sparse, 2 epochs"),
+    ("bpr-dense", "BPR-MF, dense, 1 epoch"),
     ("lightgcn", "LightGCN, 1 epoch of 10 steps"),
     ("student", "student, 20 steps of 256"),
     ("export", "export"),
@@ -123,7 +124,7 @@ VALUES = [
     ("peak RSS, MB", lambda r: r["peak_rss_bytes"] / 1e6),
     ("of it anonymous, MB", lambda r: r["peak_anonymous_bytes"] / 1e6),
 ]
-COLORS = ["#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e"]
+COLORS = ["#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf"]
 
 
 def table(folder, steps, what):
@@ -207,7 +208,7 @@ def plot(folder):
         for title, value in [("CPU seconds", VALUES[0][1]), ("anonymous memory at its peak, MB", VALUES[2][1])]
     ]
     svg = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{len(panels) * 480 + 30}" height="560" font-family="sans-serif" font-size="11">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{len(panels) * 480 + 30}" height="580" font-family="sans-serif" font-size="11">',
         '<rect width="100%" height="100%" fill="white"/>',
     ]
     for at, (steps, what, title, value) in enumerate(panels):
