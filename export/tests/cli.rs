@@ -90,6 +90,32 @@ fn wrong_use_is_told() -> Outcome {
         ],
     )?;
     fails(dir.path(), 2, &["recommend", "--bundle", "b", "-k", "0"])?;
+    let embed = ["data", "embed", "--data", "d", "--model", "m", "--out", "o"];
+    let text = fails(
+        dir.path(),
+        2,
+        &[&embed[..], &["--modality", "image", "--prompt", "{title}"]].concat(),
+    )?;
+    assert!(text.contains("--prompt"), "{text}");
+    for (modality, file) in [("image", "config.json"), ("text", "config.json")] {
+        let text = fails(
+            dir.path(),
+            1,
+            &[&embed[..], &["--modality", modality]].concat(),
+        )?;
+        assert!(text.contains(file), "{text}");
+    }
+    let text = fails(dir.path(), 2, &["evaluate", "--data", "d"])?;
+    assert!(text.contains("--run"), "{text}");
+    for wrong in [
+        ["--mask", "all"],
+        ["--history", "none"],
+        ["--protocol", "sampled:x"],
+    ] {
+        let run = ["evaluate", "--run", "r", "--data", "d"];
+        let text = fails(dir.path(), 2, &[&run[..], &wrong].concat())?;
+        assert!(text.contains(wrong[0]), "{text}");
+    }
     for verb in ["inspect", "verify", "bench"] {
         let text = fails(dir.path(), 1, &[verb, "nowhere.tercet"])?;
         assert!(text.contains("nowhere.tercet"), "{text}");

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use clap::{Subcommand, ValueEnum};
 use tercet_models::Error;
 use tercet_models::data::embed::{self, EmbedConfig};
@@ -242,10 +242,11 @@ pub(crate) fn run(verb: Data) -> Result<()> {
                     Encoder::Text(Box::new(encoder))
                 }
                 ModalityArg::Image => {
-                    ensure!(
-                        pool.is_none() && max_tokens.is_none() && prompt.is_none(),
-                        "--pool, --max-tokens and --prompt are for texts"
-                    );
+                    if pool.is_some() || max_tokens.is_some() || prompt.is_some() {
+                        return shared::wrong_use(
+                            "--pool, --max-tokens and --prompt are for texts",
+                        );
+                    }
                     Encoder::Image(Box::new(
                         ImageEncoder::open(&model, &dev).with_context(refused)?,
                     ))

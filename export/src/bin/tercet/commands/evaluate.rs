@@ -48,7 +48,7 @@ pub(crate) struct Args {
     set: Vec<String>,
     /// Replay held-out events in order of time, with and without learning from the user on the
     /// device: next-event ranking by a session, the first of the cut-offs.
-    #[arg(long, conflicts_with_all = ["run", "slices", "set"])]
+    #[arg(long, conflicts_with_all = ["run", "slices", "set", "max_users"])]
     replay: bool,
     /// Items that the replayed app shows at a time; those not chosen are told as skipped. 0: it
     /// tells nothing of them.
@@ -137,7 +137,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         let model = card["model"].as_str().unwrap_or("bundle").to_string();
         (model, "bundle", evaluate(&scorer, &data, &protocol)?)
     } else {
-        anyhow::bail!("give --run or --bundle");
+        return shared::wrong_use("give --run or --bundle");
     };
     let report = Report {
         model,

@@ -12,6 +12,23 @@ use tercet_models::train::TrainReport;
 
 use crate::output;
 
+/// Options that do not fit together, or a value that none has: exit code 2, as from the parser.
+#[derive(Debug)]
+pub(crate) struct WrongUse(pub(crate) String);
+
+impl std::fmt::Display for WrongUse {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for WrongUse {}
+
+/// Leaves with [`WrongUse`].
+pub(crate) fn wrong_use<T>(message: impl Into<String>) -> Result<T> {
+    Err(WrongUse(message.into()).into())
+}
+
 /// Configuration of a training run.
 #[derive(Args, Clone)]
 pub(crate) struct Training {
@@ -67,7 +84,9 @@ impl Training {
 /// Sets the size of the thread pool, once, before any work.
 pub(crate) fn threads(n: Option<usize>) -> Result<()> {
     if let Some(n) = n {
-        anyhow::ensure!(n > 0, "--threads must be at least 1");
+        if n == 0 {
+            return wrong_use("--threads must be at least 1");
+        }
         rayon::ThreadPoolBuilder::new()
             .num_threads(n)
             .build_global()
@@ -100,29 +119,40 @@ impl Protocol {
     pub(crate) fn parse(&self) -> Result<EvalProtocol> {
         let candidates = match self.protocol.strip_prefix("sampled:") {
             Some(n) => Candidates::Sampled {
-                n: n.parse().context("--protocol sampled:N needs a number")?,
+                n: match n.parse() {
+                    Ok(n) => n,
+                    Err(_) => return wrong_use("--protocol sampled:N needs a number"),
+                },
                 seed: 0,
             },
             None if self.protocol == "full" => Candidates::Full,
-            None => anyhow::bail!(
-                "--protocol must be full or sampled:N, got `{}`",
-                self.protocol
-            ),
+            None => {
+                return wrong_use(format!(
+                    "--protocol must be full or sampled:N, got `{}`",
+                    self.protocol
+                ));
+            }
         };
         let history = match self.history.as_str() {
             "auto" => HistoryRule::Auto,
             "train" => HistoryRule::Train,
             "train-valid" => HistoryRule::TrainValid,
-            other => anyhow::bail!("--history must be auto, train or train-valid, got `{other}`"),
+            other => {
+                return wrong_use(format!(
+                    "--history must be auto, train or train-valid, got `{other}`"
+                ));
+            }
         };
         let mask = match self.mask.as_str() {
             "auto" => MaskRule::Auto,
             "history" => MaskRule::History,
             "target-behavior" => MaskRule::TargetBehavior,
             "none" => MaskRule::None,
-            other => anyhow::bail!(
-                "--mask must be auto, history, target-behavior or none, got `{other}`"
-            ),
+            other => {
+                return wrong_use(format!(
+                    "--mask must be auto, history, target-behavior or none, got `{other}`"
+                ));
+            }
         };
         Ok(EvalProtocol {
             ks: self.k.clone(),
