@@ -56,20 +56,21 @@ pub(crate) fn cold_items(
             needed.extend(needed_biases(&scores, &is_cold));
         }
     }
-    let places = (needed.len() as f64 * share).ceil() as usize;
-    let bias = match places.checked_sub(1) {
-        Some(last) => {
-            let (_, bias, _) = needed.select_nth_unstable_by(last, f32::total_cmp);
-            bias.max(0.0)
-        }
-        None => 0.0,
-    };
     Ok(ColdItems {
         items: cold.len(),
         share,
-        // More than any score is asked for where there are too few cold items.
-        bias: if bias.is_finite() { bias } else { 0.0 },
+        bias: least_bias(needed, share),
     })
+}
+
+/// The least bias, from 0 on, that is enough for `share` of the places that need these; or for as many as
+/// there are cold items for.
+fn least_bias(mut needed: Vec<f32>, share: f64) -> f32 {
+    let places = (needed.len() as f64 * share).ceil() as usize;
+    needed.sort_unstable_by(f32::total_cmp);
+    needed.truncate(places);
+    let last = needed.into_iter().rev().find(|bias| bias.is_finite());
+    last.unwrap_or(0.0).max(0.0)
 }
 
 /// A scorer with the same number added for some items.
@@ -139,6 +140,10 @@ mod tests {
         assert_eq!(needed.len(), 20);
         assert_eq!(needed[..3], [1.0, 3.0, 5.0]);
         assert!(needed[10..].iter().all(|b| *b == f32::INFINITY));
+        assert_eq!(least_bias(needed.clone(), 0.0), 0.0);
+        assert_eq!(least_bias(needed.clone(), 0.1), 3.0);
+        // Ten cold items cannot take more than ten places.
+        assert_eq!(least_bias(needed, 1.0), 19.0);
         // Items that are not ranked leave their places to others.
         scores[19] = f32::NEG_INFINITY;
         assert_eq!(
