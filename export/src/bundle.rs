@@ -61,7 +61,7 @@ pub struct ExportOptions {
     /// Time after which the bundle should not be used, RFC 3339.
     pub expires: Option<String>,
     /// Share of the first places that items without a training event get at least, if they have
-    /// content; see [`ColdItems`].
+    /// content, up to their share of the catalogue; see [`ColdItems`].
     pub cold_share: f64,
     /// How the metrics of the model card are measured.
     pub protocol: EvalProtocol,

@@ -22,14 +22,15 @@ const PLACES: usize = 20;
 pub struct ColdItems {
     /// Items of the data without a training event, but with content.
     pub items: usize,
-    /// Share of the first 20 places that they should have at least.
+    /// Share of the first 20 places that they should have at least: what was asked for, but no more
+    /// than their share of the catalogue, or the same few items would be shown to everyone.
     pub share: f64,
     /// Added to their scores, 0 if they have that share without.
     pub bias: f32,
 }
 
 /// The least bias by which items `cold` take `share` of the first places of sampled training
-/// histories, without the items of each.
+/// histories, without the items of each; of few items, their share of the catalogue.
 pub(crate) fn cold_items(
     scorer: &BundleScorer,
     data: &Dataset,
@@ -37,6 +38,7 @@ pub(crate) fn cold_items(
     cold: &[u32],
     share: f64,
 ) -> Result<ColdItems> {
+    let share = share.min(cold.len() as f64 / data.num_items().max(1) as f64);
     let mut is_cold = vec![false; data.num_items()];
     cold.iter().for_each(|&i| is_cold[i as usize] = true);
     let mut scores = vec![0f32; data.num_items()];

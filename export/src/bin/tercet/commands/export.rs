@@ -69,7 +69,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DIR")]
     shards: Option<PathBuf>,
     /// Share of the first 20 places that items without a training event get at least, if they have
-    /// content. 0 leaves them where their scores put them, which is rarely in sight.
+    /// content; never more than their share of the catalogue. 0 leaves them where their scores put
+    /// them, which is rarely in sight.
     #[arg(long, value_name = "SHARE", default_value_t = 0.05, value_parser = shared::share)]
     cold_share: f64,
     /// Measure the metrics of the model card on at most so many users, evenly spaced. Full ranking
@@ -193,7 +194,7 @@ fn print(r: &ExportReport) {
     }
     if r.cold.bias > 0.0 {
         println!(
-            "  {} cold items: {:.4} is added to their scores, for {:.0} % of the first places",
+            "  {} cold items: {:.4} is added to their scores, for {:.1} % of the first places",
             r.cold.items,
             r.cold.bias,
             100.0 * r.cold.share
