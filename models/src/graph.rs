@@ -162,8 +162,14 @@ impl SparseMatrix {
     /// `self · x` for a row-major `x` of `cols × width`.
     pub fn matmul_slice(&self, x: &[f32], width: usize) -> Vec<f32> {
         let mut out = vec![0f32; self.rows * width];
+        self.add_product(x, width, &mut out);
+        out
+    }
+
+    /// `out += self · x`.
+    fn add_product(&self, x: &[f32], width: usize, out: &mut [f32]) {
         if width == 0 {
-            return out;
+            return;
         }
         const ROWS: usize = 256;
         out.par_chunks_mut(width * ROWS)
@@ -171,17 +177,16 @@ impl SparseMatrix {
             .for_each(|(block, out)| {
                 simd::dispatch(|| {
                     for (i, out) in out.chunks_exact_mut(width).enumerate() {
-                        self.row_product(block * ROWS + i, x, width, out);
+                        self.add_row(block * ROWS + i, x, width, out);
                     }
                 });
             });
-        out
     }
 
     /// One row of the product: [`LANES`] columns at a time, so that the sums stay in registers
     /// while the row's entries pass by.
     #[inline(always)]
-    fn row_product(&self, r: usize, x: &[f32], width: usize, out: &mut [f32]) {
+    fn add_row(&self, r: usize, x: &[f32], width: usize, out: &mut [f32]) {
         let (idx, val) = self.row(r);
         let mut at = 0;
         while at + LANES <= width {
@@ -192,7 +197,10 @@ impl SparseMatrix {
                     sum[k] += v * x[k];
                 }
             }
-            out[at..at + LANES].copy_from_slice(&sum);
+            out[at..at + LANES]
+                .iter_mut()
+                .zip(sum)
+                .for_each(|(o, s)| *o += s);
             at += LANES;
         }
         for (&c, &v) in idx.iter().zip(val) {
@@ -279,6 +287,40 @@ impl Propagation {
         }
     }
 
+    /// `x + M x + … + M^layers x`, differentiable in `x`: what graph recommenders sum or average over
+    /// their layers, without a tensor for each of them.
+    ///
+    /// # Shapes
+    /// `x` is `[n, width]` f32 for a square `M` of n nodes, and so is the result.
+    pub fn layer_sum(&self, x: &Tensor, layers: usize) -> Result<Tensor> {
+        self.check(x)?;
+        if x.device().is_cpu() {
+            let op = LayerSum {
+                graph: self.clone(),
+                layers,
+            };
+            return Ok(x.contiguous()?.apply_op1(op)?);
+        }
+        let mut sum = x.clone();
+        for _ in 0..layers {
+            sum = (x + gather_scatter(&self.forward, &sum)?)?;
+        }
+        Ok(sum)
+    }
+
+    fn check(&self, x: &Tensor) -> Result<()> {
+        let (cols, _) = x.dims2()?;
+        if cols == self.forward.cols {
+            return Ok(());
+        }
+        Err(Error::Config {
+            reason: format!(
+                "propagation over {} nodes got {cols} rows",
+                self.forward.cols
+            ),
+        })
+    }
+
     /// `M · x`, differentiable in `x`.
     ///
     /// On a GPU the product is composed of gather, multiply and scatter-add.
@@ -286,15 +328,7 @@ impl Propagation {
     /// # Shapes
     /// `x` is `[cols, width]` f32; the result is `[rows, width]`.
     pub fn apply(&self, x: &Tensor) -> Result<Tensor> {
-        let (cols, _) = x.dims2()?;
-        if cols != self.forward.cols {
-            return Err(Error::Config {
-                reason: format!(
-                    "propagation over {} nodes got {cols} rows",
-                    self.forward.cols
-                ),
-            });
-        }
+        self.check(x)?;
         if x.device().is_cpu() {
             Ok(x.contiguous()?.apply_op1(SpMm(self.clone()))?)
         } else {
@@ -339,6 +373,42 @@ impl CustomOp1 for SpMm {
         grad: &Tensor,
     ) -> candle_core::Result<Option<Tensor>> {
         let t = SpMm(self.0.transposed());
+        Ok(Some(grad.contiguous()?.apply_op1_no_bwd(&t)?))
+    }
+}
+
+/// [`Propagation::layer_sum`] by Horner's rule, `x + M (x + M (…))`.
+struct LayerSum {
+    graph: Propagation,
+    layers: usize,
+}
+
+impl CustomOp1 for LayerSum {
+    fn name(&self) -> &'static str {
+        "layer-sum"
+    }
+
+    fn cpu_fwd(&self, s: &CpuStorage, l: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
+        let x = simd::f32_slice(s, l)?;
+        let mut sum = x.to_vec();
+        for _ in 0..self.layers {
+            let mut next = x.to_vec();
+            self.graph.forward.add_product(&sum, l.dims()[1], &mut next);
+            sum = next;
+        }
+        Ok((CpuStorage::F32(sum), l.shape().clone()))
+    }
+
+    fn bwd(
+        &self,
+        _arg: &Tensor,
+        _res: &Tensor,
+        grad: &Tensor,
+    ) -> candle_core::Result<Option<Tensor>> {
+        let t = Self {
+            graph: self.graph.transposed(),
+            layers: self.layers,
+        };
         Ok(Some(grad.contiguous()?.apply_op1_no_bwd(&t)?))
     }
 }
@@ -408,6 +478,37 @@ mod tests {
             0.5,
         ];
         close(&a.matmul_slice(&x, 2), &want, 1e-6);
+    }
+
+    #[test]
+    fn layer_sum_and_its_gradient_equal_the_plain_sum() -> Result<()> {
+        // An asymmetric matrix, so that a missing transpose would show.
+        let m = SparseMatrix::from_entries(
+            3,
+            3,
+            &[(0, 1, 0.5), (1, 2, -1.0), (2, 0, 0.25), (2, 2, 0.75)],
+        )?;
+        let graph = Propagation::new(m);
+        let x = Var::new(&[[1f32, -2.0], [0.5, 3.0], [-1.0, 0.25]], &Device::Cpu)?;
+        let weight = Tensor::new(&[[0.3f32, -1.0], [2.0, 0.5], [1.0, 1.5]], &Device::Cpu)?;
+        for layers in [0, 1, 3] {
+            let mut layer = x.as_tensor().clone();
+            let mut plain = layer.clone();
+            for _ in 0..layers {
+                layer = graph.apply(&layer)?;
+                plain = (plain + &layer)?;
+            }
+            let sum = graph.layer_sum(&x, layers)?;
+            let gradient = |y: &Tensor| -> Result<Tensor> {
+                let grads = (y * &weight)?.sum_all()?.backward()?;
+                Ok(grads.get(&x).cloned().expect("a gradient"))
+            };
+            for (got, want) in [(&sum, &plain), (&gradient(&sum)?, &gradient(&plain)?)] {
+                let gap = (got - want)?.abs()?.max_all()?.to_scalar::<f32>()?;
+                assert!(gap < 1e-5, "{layers} layers: {gap}");
+            }
+        }
+        Ok(())
     }
 
     #[test]

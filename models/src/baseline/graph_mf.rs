@@ -107,12 +107,7 @@ impl GraphMf {
         let Some(graph) = &self.graph else {
             return Ok(self.nodes.clone());
         };
-        let mut layer = self.nodes.clone();
-        let mut sum = layer.clone();
-        for _ in 0..self.cfg.layers {
-            layer = graph.apply(&layer)?;
-            sum = (sum + &layer)?;
-        }
+        let sum = graph.layer_sum(&self.nodes, self.cfg.layers)?;
         Ok((sum / (self.cfg.layers + 1) as f64)?)
     }
 
