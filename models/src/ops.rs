@@ -314,20 +314,27 @@ fn rows_of(l: &Layout, start: usize, len: usize) -> candle_core::Result<Layout> 
 }
 
 impl InfoNce {
-    /// `exp((⟨a_j, b_v⟩ − 1)/τ)` for all anchors and the rows of one tile, `[B, len]`.
+    /// `exp((⟨a_j, b_v⟩ − 1)/τ)` for all anchors and the rows of one tile, `[B, len]`; adds the sum of
+    /// each row to `sums`.
     fn tile(
         &self,
         a: (&CpuStorage, &Layout),
         b: (&CpuStorage, &Layout),
         start: usize,
         len: usize,
+        sums: &mut [f32],
     ) -> candle_core::Result<Vec<f32>> {
         let bl = rows_of(b.1, start, len)?.transpose(0, 1)?;
         let mut e = cpu_matmul(a.0, a.1, b.0, &bl)?;
         let k = self.inv_tau;
-        e.par_chunks_mut(len).for_each(|row| {
-            simd::dispatch(|| row.iter_mut().for_each(|x| *x = simd::exp(*x * k - k)));
-        });
+        e.par_chunks_mut(len)
+            .zip(sums.par_iter_mut())
+            .for_each(|(row, sum)| {
+                *sum += simd::dispatch(|| {
+                    row.iter_mut().for_each(|x| *x = simd::exp(*x * k - k));
+                    simd::sum(row)
+                });
+            });
         Ok(e)
     }
 }
@@ -351,12 +358,7 @@ impl CustomOp2 for InfoNce {
         let mut tiles = Vec::new();
         for start in (0..v).step_by(TILE) {
             let len = TILE.min(v - start);
-            let e = self.tile((a, al), (b, bl), start, len)?;
-            sums.par_iter_mut()
-                .zip(e.par_chunks(len))
-                .for_each(|(sum, row)| {
-                    *sum += simd::dispatch(|| simd::sum(row));
-                });
+            let e = self.tile((a, al), (b, bl), start, len, &mut sums)?;
             if keep {
                 tiles.push(e);
             }
@@ -396,29 +398,37 @@ impl CustomOp2 for InfoNce {
             with_cpu(b, |b, bl| {
                 let (n, d) = (al.dims()[0], al.dims()[1]);
                 let v = bl.dims()[0];
+                // Against the similarities: w_j · softmax over the view, less w_j at the positive.
+                let weight: Vec<f32> = self.weight.iter().map(|w| w * g).collect();
+                let share: Vec<f32> = weight.iter().zip(&kept.sums).map(|(w, s)| w / s).collect();
+                let (av, bv) = (simd::f32_slice(a, al)?, simd::f32_slice(b, bl)?);
+                let shared: Vec<f32> = av
+                    .chunks_exact(d)
+                    .zip(&share)
+                    .flat_map(|(row, k)| row.iter().map(move |x| x * k))
+                    .collect();
+                let (shared, shared_at) = (CpuStorage::F32(shared), Layout::contiguous((n, d)));
                 let mut da = vec![0f32; n * d];
                 let mut db = Vec::with_capacity(v * d);
                 for start in (0..v).step_by(TILE) {
                     let len = TILE.min(v - start);
-                    let mut p = match tiles.next() {
+                    let e = match tiles.next() {
                         Some(t) => t,
-                        None => self.tile((a, al), (b, bl), start, len)?,
+                        None => self.tile((a, al), (b, bl), start, len, &mut vec![0.0; n])?,
                     };
-                    // w_j · softmax over the view, less w_j at the positive.
-                    p.par_chunks_mut(len).enumerate().for_each(|(j, row)| {
-                        let w = self.weight[j] * g;
-                        let k = w / kept.sums[j];
-                        simd::dispatch(|| row.iter_mut().for_each(|x| *x *= k));
-                        let at = self.positive[j] as usize;
-                        if (start..start + len).contains(&at) {
-                            row[at - start] -= w;
-                        }
-                    });
-                    let p = CpuStorage::F32(p);
-                    let pl = Layout::contiguous((n, len));
-                    let part = cpu_matmul(&p, &pl, b, &rows_of(bl, start, len)?)?;
+                    let e = CpuStorage::F32(e);
+                    let el = Layout::contiguous((n, len));
+                    let part = cpu_matmul(&e, &el, b, &rows_of(bl, start, len)?)?;
                     simd::dispatch(|| da.iter_mut().zip(&part).for_each(|(x, y)| *x += y));
-                    db.extend(cpu_matmul(&p, &pl.transpose(0, 1)?, a, al)?);
+                    db.extend(cpu_matmul(&e, &el.transpose(0, 1)?, &shared, &shared_at)?);
+                }
+                for (j, da) in da.chunks_exact_mut(d).enumerate() {
+                    let p = self.positive[j] as usize;
+                    let (row, db) = (&av[j * d..][..d], &mut db[p * d..][..d]);
+                    for (k, da) in da.iter_mut().enumerate() {
+                        *da = *da * share[j] - weight[j] * bv[p * d + k];
+                        db[k] -= weight[j] * row[k];
+                    }
                 }
                 Ok((da, db))
             })
