@@ -20,8 +20,7 @@
 //! tables over the observed and the generated graphs.
 //!
 //! Exact rearrangements: the main branch needs two products with the observed graph instead of
-//! two per modality (the fusion weights sum to one); the contrastive propagations share one
-//! product; repeated anchors are weighted; generation runs in the hidden space.
+//! two per modality (the fusion weights sum to one); repeated anchors are weighted; generation runs in the hidden space.
 
 pub mod config;
 pub mod denoiser;
@@ -225,15 +224,15 @@ impl DiffMm {
     /// Propagation over the graphs; `projected` are the row-normalised projections `n(F^m)`.
     fn views_of(&self, projected: &[Tensor], contrastive: bool) -> Result<Views> {
         let kappa = candle_nn::ops::softmax(&self.fusion_logits, 0)?;
-        let weighted = |xs: &[Tensor]| -> Result<Tensor> {
-            let mut sum = xs[0].broadcast_mul(&kappa.narrow(0, 0, 1)?)?;
+        let weighted = |xs: &[Tensor], by: &Tensor| -> Result<Tensor> {
+            let mut sum = xs[0].broadcast_mul(&by.narrow(0, 0, 1)?)?;
             for (m, x) in xs.iter().enumerate().skip(1) {
-                sum = (sum + x.broadcast_mul(&kappa.narrow(0, m, 1)?)?)?;
+                sum = (sum + x.broadcast_mul(&by.narrow(0, m, 1)?)?)?;
             }
             Ok(sum)
         };
         let nodes = Tensor::cat(&[&self.user_ids, &self.item_ids], 0)?;
-        let fused = Tensor::cat(&[&self.user_ids, &weighted(projected)?], 0)?;
+        let fused = Tensor::cat(&[&self.user_ids, &weighted(projected, &kappa)?], 0)?;
         let s1 = self.observed.apply(&fused)?;
         let s1_users = s1.narrow(0, 0, self.users)?;
         let s2 = self
@@ -246,27 +245,19 @@ impl DiffMm {
                 .iter()
                 .map(|g| g.apply(&nodes))
                 .collect::<Result<Vec<_>>>()?;
-            m0 = (m0 + (weighted(&gen_views)? * self.cfg.generated_weight)?)?;
+            m0 = (m0 + weighted(&gen_views, &(kappa * self.cfg.generated_weight)?)?)?;
         }
-        let mut main = (&m0 + (ops::normalize_rows(&m0)? * self.cfg.residual_weight)?)?;
-        let mut layer = m0;
-        for _ in 0..self.cfg.layers {
-            layer = self.observed.apply(&layer)?;
-            main = (main + &layer)?;
-        }
+        let residual = (ops::normalize_rows(&m0)? * self.cfg.residual_weight)?;
+        let main = (self.observed.layer_sum(&m0, self.cfg.layers)? + residual)?;
         let modality = if contrastive {
-            let start = projected
+            projected
                 .iter()
                 .zip(&self.generated)
-                .map(|(f, g)| g.apply(&Tensor::cat(&[&self.user_ids, f], 0)?))
-                .collect::<Result<Vec<_>>>()?;
-            let mut layer = Tensor::cat(&start, 1)?;
-            let mut sum = layer.clone();
-            for _ in 0..self.cfg.layers {
-                layer = self.observed.apply(&layer)?;
-                sum = (sum + &layer)?;
-            }
-            sum.chunk(projected.len(), 1)?
+                .map(|(f, g)| {
+                    let start = g.apply(&Tensor::cat(&[&self.user_ids, f], 0)?)?;
+                    self.observed.layer_sum(&start, self.cfg.layers)
+                })
+                .collect::<Result<Vec<_>>>()?
         } else {
             Vec::new()
         };
@@ -275,41 +266,33 @@ impl DiffMm {
 
     /// Contrastive loss of a batch, users from the anchors and items from the positives.
     fn contrast(&self, views: &Views, users: &[u32], positives: &[u32]) -> Result<Option<Tensor>> {
-        let pairs: Vec<(&Tensor, &Tensor)> = match self.cfg.contrast {
+        let v = &views.modality;
+        // Who is compared with whom.
+        let groups: Vec<(&Tensor, &[Tensor])> = match self.cfg.contrast {
             Contrast::Off => return Ok(None),
-            Contrast::Main => views.modality.iter().map(|v| (&views.main, v)).collect(),
-            Contrast::Modality => {
-                let v = &views.modality;
-                (0..v.len())
-                    .flat_map(|a| (a + 1..v.len()).map(move |b| (&v[a], &v[b])))
-                    .collect()
-            }
+            Contrast::Main => vec![(&views.main, v)],
+            Contrast::Modality => (0..v.len()).map(|a| (&v[a], &v[a + 1..])).collect(),
         };
-        let side = |a: &Tensor, b: &Tensor, start: usize, len: usize, ids: &[u32]| {
-            let (ids, counts) = ops::distinct(ids);
-            let total: f32 = counts.iter().sum();
-            let weights: Vec<f32> = counts.iter().map(|c| c / total).collect();
-            let anchors = a
-                .narrow(0, start, len)?
-                .contiguous()?
-                .index_select(&index_tensor(&ids, &self.dev)?, 0)?;
-            ops::info_nce(
-                &ops::normalize_rows(&anchors)?,
-                &ops::normalize_rows(&b.narrow(0, start, len)?)?,
-                &ids,
-                &weights,
-                self.cfg.temperature,
-            )
-        };
+        let sides = [(0, self.users, users), (self.users, self.items, positives)];
         let mut total: Option<Tensor> = None;
-        for (a, b) in pairs {
-            let users = side(a, b, 0, self.users, users)?;
-            let items = side(a, b, self.users, self.items, positives)?;
-            let here = (users + items)?;
-            total = Some(match total {
-                Some(t) => (t + here)?,
-                None => here,
-            });
+        for (start, len, ids) in sides {
+            let (ids, counts) = ops::distinct(ids);
+            let sum: f32 = counts.iter().sum();
+            let weights: Vec<f32> = counts.iter().map(|c| c / sum).collect();
+            let nodes: Vec<u32> = ids.iter().map(|i| i + start as u32).collect();
+            let nodes = index_tensor(&nodes, &self.dev)?;
+            for (anchor, others) in &groups {
+                let anchors = ops::normalize_rows(&anchor.index_select(&nodes, 0)?)?;
+                for other in *others {
+                    let view = ops::normalize_rows(&other.narrow(0, start, len)?)?;
+                    let here =
+                        ops::info_nce(&anchors, &view, &ids, &weights, self.cfg.temperature)?;
+                    total = Some(match total {
+                        Some(t) => (t + here)?,
+                        None => here,
+                    });
+                }
+            }
         }
         Ok(total)
     }
@@ -432,11 +415,13 @@ pub fn bpr_loss(
     divisor: usize,
     dev: &Device,
 ) -> Result<Tensor> {
-    let shift = |ids: &[u32]| -> Vec<u32> { ids.iter().map(|i| i + users_total as u32).collect() };
-    let h_u = nodes.index_select(&index_tensor(users, dev)?, 0)?;
-    let h_p = nodes.index_select(&index_tensor(&shift(pos), dev)?, 0)?;
-    let h_n = nodes.index_select(&index_tensor(&shift(neg), dev)?, 0)?;
-    let diff = (h_u * (h_p - h_n)?)?.sum(1)?;
+    let shifted = pos.iter().chain(neg).map(|i| i + users_total as u32);
+    let ids: Vec<u32> = users.iter().copied().chain(shifted).collect();
+    // One gather for the three: its backward passes over the whole table.
+    let rows = nodes.index_select(&index_tensor(&ids, dev)?, 0)?;
+    let n = users.len();
+    let (h_p, h_n) = (rows.narrow(0, n, n)?, rows.narrow(0, 2 * n, n)?);
+    let diff = (rows.narrow(0, 0, n)? * (h_p - h_n)?)?.sum(1)?;
     Ok((ops::log_sigmoid(&diff)?.sum_all()? * (-1.0 / divisor as f64))?)
 }
 
