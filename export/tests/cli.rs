@@ -1,9 +1,11 @@
 //! The command as a program: JSON on stdout, reasons on stderr, exit codes 0, 1 and 2.
 
+use std::collections::HashMap;
 use std::error::Error;
 use std::path::Path;
 use std::process::{Command, Output};
 
+use candle_core::{Device, Tensor};
 use serde_json::Value;
 
 type Outcome<T = ()> = Result<T, Box<dyn Error>>;
@@ -66,6 +68,81 @@ fn data_synth_and_inspect() -> Outcome {
     ];
     let made = json(dir.path(), &other)?;
     assert_eq!((&made["users"], &made["items"]), (&800.into(), &500.into()));
+    Ok(())
+}
+
+/// A picture of one red pixel.
+const PNG: [u8; 69] = [
+    137, 80, 78, 71, 13, 10, 26, 10, 0, 0, 0, 13, 73, 72, 68, 82, 0, 0, 0, 1, 0, 0, 0, 1, 8, 2, 0,
+    0, 0, 144, 119, 83, 222, 0, 0, 0, 12, 73, 68, 65, 84, 120, 156, 99, 248, 197, 101, 3, 0, 3, 66,
+    1, 65, 184, 62, 66, 223, 0, 0, 0, 0, 73, 69, 78, 68, 174, 66, 96, 130,
+];
+
+/// Writes a vision transformer of one block and width 4 that reads 8 × 8 pixels.
+fn write_vit(folder: &Path) -> Outcome {
+    std::fs::create_dir(folder)?;
+    let mut shapes: Vec<(String, Vec<usize>)> = vec![
+        ("embeddings.cls_token".into(), vec![1, 1, 4]),
+        ("embeddings.position_embeddings".into(), vec![1, 5, 4]),
+    ];
+    let mut layer = |name: &str, shape: &[usize]| {
+        shapes.push((format!("{name}.weight"), shape.to_vec()));
+        shapes.push((format!("{name}.bias"), vec![shape[0]]));
+    };
+    layer("embeddings.patch_embeddings.projection", &[4, 3, 4, 4]);
+    layer("layernorm", &[4]);
+    for (part, shape) in [
+        ("attention.attention.query", &[4, 4][..]),
+        ("attention.attention.key", &[4, 4]),
+        ("attention.attention.value", &[4, 4]),
+        ("attention.output.dense", &[4, 4]),
+        ("intermediate.dense", &[8, 4]),
+        ("output.dense", &[4, 8]),
+        ("layernorm_before", &[4]),
+        ("layernorm_after", &[4]),
+    ] {
+        layer(&format!("encoder.layer.0.{part}"), shape);
+    }
+    let tensors = shapes.into_iter().map(|(name, shape)| {
+        let values = (0..shape.iter().product()).map(|i| ((i % 7) as f32 - 3.0) * 0.1);
+        let tensor = Tensor::from_iter(values, &Device::Cpu)?.reshape(shape)?;
+        Ok((name, tensor))
+    });
+    let tensors = tensors.collect::<candle_core::Result<HashMap<String, Tensor>>>()?;
+    candle_core::safetensors::save(&tensors, folder.join("model.safetensors"))?;
+    let config = r#"{"model_type": "vit", "hidden_size": 4, "intermediate_size": 8,
+        "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 8, "patch_size": 4}"#;
+    Ok(std::fs::write(folder.join("config.json"), config)?)
+}
+
+#[test]
+fn pictures_become_a_modality() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    write_vit(&dir.path().join("vit"))?;
+    let shop = dir.path().join("shop");
+    std::fs::create_dir_all(shop.join("images"))?;
+    std::fs::write(
+        shop.join("items.csv"),
+        "item_id,title\na,Hat\nb,Sock\nc,Shoe\n",
+    )?;
+    let events = "user_id,item_id\nu,a\nu,b\nv,b\nv,c\n";
+    std::fs::write(shop.join("interactions.csv"), events)?;
+    std::fs::write(shop.join("images/a.png"), PNG)?;
+    std::fs::write(shop.join("images/c.png"), &PNG[..40])?;
+    let embed = "data embed --data shop --modality image --model vit --out look --json";
+    let embed: Vec<&str> = embed.split(' ').collect();
+    let made = json(dir.path(), &embed)?;
+    assert_eq!((&made["items"], &made["dim"]), (&3.into(), &4.into()));
+    let counts = [&made["embedded"], &made["absent"], &made["unreadable"]];
+    assert_eq!(counts, [1, 1, 1], "{made}");
+    assert_eq!(made["first_unreadable"][0]["file"], "images/c.png");
+    let seen = json(dir.path(), &["data", "inspect", "--data", "shop", "--json"])?;
+    let look = &seen["features"][0];
+    assert_eq!(
+        (&look["name"], &look["dim"]),
+        (&"look".into(), &4.into()),
+        "{seen}"
+    );
     Ok(())
 }
 

@@ -378,6 +378,9 @@ fn unusable_folders_are_refused_by_name() -> Result<()> {
     value["model_type"] = json!("mamba");
     put(value.to_string());
     assert!(refusal().contains("mamba"));
+    write_llama(dir.path(), 64)?;
+    std::fs::remove_file(dir.path().join("tokenizer.json")).expect("writable");
+    assert!(refusal().contains("tokenizer.json"), "{}", refusal());
     Ok(())
 }
 
