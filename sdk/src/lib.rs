@@ -53,7 +53,7 @@ pub use bundle::{
 };
 pub use diversity::{DiversityMethod, MAX_POOL};
 pub use engine::{
-    EngineKind, EngineReport, Follower, FusionTower, Input, InputData, Tower, UserTower,
+    EngineKind, EngineReport, Follower, FusionTower, Input, InputData, ItemVector, Tower, UserTower,
 };
 #[cfg(feature = "ort")]
 pub use engine::{OnnxRuntime, OnnxRuntimeOptions, Provider};

@@ -13,6 +13,7 @@ use std::path::Path;
 use crate::bundle::Manifest;
 use crate::error::{Error, Result, check_len};
 use crate::id::Row;
+use crate::quant;
 use crate::table::ItemTable;
 
 #[cfg(feature = "ort")]
@@ -84,19 +85,55 @@ impl EngineReport {
     }
 }
 
+/// An item vector `[D]`.
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub enum ItemVector<'a> {
+    /// Its values.
+    F32(&'a [f32]),
+    /// Codes, each to be multiplied by `scale`.
+    Int8 {
+        /// `[D]`
+        codes: &'a [i8],
+        /// Of one code.
+        scale: f32,
+    },
+}
+
+impl ItemVector<'_> {
+    /// D.
+    pub fn dim(&self) -> usize {
+        match self {
+            ItemVector::F32(values) => values.len(),
+            ItemVector::Int8 { codes, .. } => codes.len(),
+        }
+    }
+
+    /// Writes the values into `out` `[D]`.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn decode(&self, out: &mut [f32]) {
+        match *self {
+            ItemVector::F32(values) => out.copy_from_slice(values),
+            ItemVector::Int8 { codes, scale } => quant::int8::decode(codes, scale, out),
+        }
+    }
+}
+
 /// A user tower in the middle of a history.
 pub trait Follower: Send {
-    /// One more event: item vector `[D]` and behavior id.
+    /// One more event: item vector and behavior id.
     ///
     /// # Errors
     /// [`Error::Engine`] for an unknown behavior; the state is unchanged then.
-    fn add(&mut self, item: &[f32], behavior: i64) -> Result<()>;
+    fn add(&mut self, item: ItemVector<'_>, behavior: i64) -> Result<()>;
 
     /// Takes the oldest event out again; the caller says which it was.
     ///
     /// # Errors
     /// As [`Follower::add`].
-    fn remove_oldest(&mut self, item: &[f32], behavior: i64) -> Result<()>;
+    fn remove_oldest(&mut self, item: ItemVector<'_>, behavior: i64) -> Result<()>;
 
     /// Back to no events.
     fn clear(&mut self);
@@ -212,6 +249,10 @@ pub struct UserTower {
     window: usize,
     behaviors: usize,
     followed: Option<Followed>,
+    /// Goes through whole histories, where the engine can follow one.
+    whole: Option<Box<dyn Follower>>,
+    /// Room for an item vector.
+    item: Vec<f32>,
 }
 
 /// A follower and the events that it has seen, oldest first.
@@ -234,6 +275,8 @@ impl UserTower {
                 events: VecDeque::new(),
                 removed: 0,
             }),
+            whole: tower.follower(),
+            item: vec![0.0; manifest.dim],
             tower,
             file: file.to_string(),
             dim: manifest.dim,
@@ -268,10 +311,10 @@ impl UserTower {
         };
         check_len("item vector", self.dim, table.dim())?;
         let recent = &history[history.len().saturating_sub(self.window)..];
-        let mut item = vec![0.0; self.dim];
-        let done = followed.bring_to(recent, &mut item, |row, behavior, item| {
+        let room = &mut self.item;
+        let done = followed.bring_to(recent, |(row, behavior), then| {
             check_behavior(behavior, self.behaviors)?;
-            table.decode(row, item)
+            then(table.item(row, room)?)
         });
         if let Err(e) = done {
             followed.clear();
@@ -313,6 +356,20 @@ impl UserTower {
             });
         }
         let (l, d) = (self.window, self.dim);
+        if let Some(whole) = &mut self.whole {
+            let mut out = vec![0.0; histories.len() * d];
+            for (history, user) in histories.iter().zip(out.chunks_exact_mut(d)) {
+                let history = history.as_ref();
+                whole.clear();
+                for &(row, behavior) in &history[history.len().saturating_sub(l)..] {
+                    check_behavior(behavior, self.behaviors)?;
+                    whole.add(table.item(row, &mut self.item)?, behavior)?;
+                }
+                whole.vector(user)?;
+            }
+            check_output(&self.file, &out, out.len())?;
+            return Ok(out);
+        }
         let batch = batch_size(histories.len(), l * d);
         let mut out = Vec::new();
         for part in histories.chunks(batch) {
@@ -368,9 +425,9 @@ impl Followed {
     fn bring_to(
         &mut self,
         wanted: &[(Row, i64)],
-        item: &mut [f32],
-        decode: impl Fn(Row, i64, &mut [f32]) -> Result<()>,
+        mut look_up: impl FnMut((Row, i64), &mut dyn FnMut(ItemVector<'_>) -> Result<()>) -> Result<()>,
     ) -> Result<()> {
+        let follower = &mut self.follower;
         // Events of equal rows may fit at several places; the longest common run is one of them.
         let first = (0..=self.events.len()).find(|&first| {
             let kept = self.events.range(first..);
@@ -379,20 +436,18 @@ impl Followed {
         let first = first.unwrap_or(self.events.len());
         let kept = self.events.len() - first;
         if kept == 0 || first > kept || self.removed + first > MAX_REMOVED {
-            self.clear();
+            follower.clear();
+            self.events.clear();
+            self.removed = 0;
         } else {
-            for _ in 0..first {
-                if let Some((row, behavior)) = self.events.pop_front() {
-                    decode(row, behavior, item)?;
-                    self.follower.remove_oldest(item, behavior)?;
-                    self.removed += 1;
-                }
+            for event in self.events.drain(..first) {
+                look_up(event, &mut |item| follower.remove_oldest(item, event.1))?;
+                self.removed += 1;
             }
         }
-        for &(row, behavior) in &wanted[self.events.len()..] {
-            decode(row, behavior, item)?;
-            self.follower.add(item, behavior)?;
-            self.events.push_back((row, behavior));
+        for &event in &wanted[self.events.len()..] {
+            look_up(event, &mut |item| follower.add(item, event.1))?;
+            self.events.push_back(event);
         }
         Ok(())
     }

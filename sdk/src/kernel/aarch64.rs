@@ -5,6 +5,7 @@
 use std::arch::aarch64::*;
 use std::arch::asm;
 
+use super::coded::{CODED_INPUTS, Panels};
 use super::{Layer, groups, packed, scalar};
 
 pub(super) fn is_available() -> bool {
@@ -146,24 +147,31 @@ unsafe fn eight_f32(from: *const f32) -> Eight {
     unsafe { [vld1q_f32(from), vld1q_f32(from.add(4))] }
 }
 
+/// Values times 2²⁴: each to the top of its lane.
+///
 /// # Safety
 /// The CPU has NEON; there are eight values.
 #[target_feature(enable = "neon")]
 unsafe fn eight_i8(from: *const i8) -> Eight {
     // SAFETY: by this function's contract.
-    let codes = vmovl_s8(unsafe { vld1_s8(from) });
-    [
-        vcvtq_f32_s32(vmovl_s16(vget_low_s16(codes))),
-        vcvtq_f32_s32(vmovl_high_s16(codes)),
-    ]
+    let codes = vcombine_s8(unsafe { vld1_s8(from) }, vdup_n_s8(0));
+    // Byte 3 of lane i is value i, the others are beyond the table and so zero.
+    let top = |i: u32| vreinterpretq_u8_u32(vaddq_u32(vdupq_n_u32(i << 24 | 0x00ff_ffff), LANES));
+    let widen = |tops| vcvtq_f32_s32(vreinterpretq_s32_s8(vqtbl1q_s8(codes, tops)));
+    [widen(top(0)), widen(top(4))]
 }
+
+/// Lane i holds i in its top byte.
+// SAFETY: four numbers are a vector of them.
+const LANES: uint32x4_t = unsafe { std::mem::transmute([0u32, 1 << 24, 2 << 24, 3 << 24]) };
 
 linear!(
     /// A layer with int8 weights.
     linear_i8,
     i8,
     "neon",
-    eight_i8
+    eight_i8,
+    scalar::I8_UNIT
 );
 
 linear!(
@@ -171,10 +179,96 @@ linear!(
     linear_f32,
     f32,
     "neon",
-    eight_f32
+    eight_f32,
+    1.0
 );
 
 fade!("neon");
+
+/// Eight sums of integers.
+type Lanes = [int32x4_t; 2];
+
+#[target_feature(enable = "neon")]
+fn none() -> Lanes {
+    [vdupq_n_s32(0); 2]
+}
+
+#[target_feature(enable = "neon")]
+fn floats(sums: Lanes) -> Eight {
+    sums.map(|s| vcvtq_f32_s32(s))
+}
+
+/// An input of a layer of codes, as wide as it is multiplied.
+type Code = i16;
+/// Inputs whose products a lane takes at once.
+pub(super) const GROUP: usize = 2;
+
+/// The weights of two inputs for eight outputs.
+///
+/// # Safety
+/// The CPU has NEON; there are sixteen values.
+#[target_feature(enable = "neon")]
+unsafe fn weights(from: *const i8) -> [int16x8_t; 2] {
+    // SAFETY: by this function's contract.
+    let pairs = unsafe { vld2_s8(from) };
+    [vmovl_s8(pairs.0), vmovl_s8(pairs.1)]
+}
+
+/// # Safety
+/// The CPU has NEON; there are two values.
+#[target_feature(enable = "neon")]
+unsafe fn group(from: *const i16) -> [int16x8_t; 2] {
+    // SAFETY: by this function's contract.
+    unsafe { [vld1q_dup_s16(from), vld1q_dup_s16(from.add(1))] }
+}
+
+#[target_feature(enable = "neon")]
+fn products([low, high]: Lanes, w: [int16x8_t; 2], x: [int16x8_t; 2]) -> Lanes {
+    let low = vmlal_s16(low, vget_low_s16(w[0]), vget_low_s16(x[0]));
+    let high = vmlal_high_s16(high, w[0], x[0]);
+    [
+        vmlal_s16(low, vget_low_s16(w[1]), vget_low_s16(x[1])),
+        vmlal_high_s16(high, w[1], x[1]),
+    ]
+}
+
+coded!("neon");
+
+/// The layer of codes by dot products.
+pub(super) mod dotprod_layer {
+    use super::*;
+
+    type Code = i8;
+    pub(in crate::kernel) const GROUP: usize = 4;
+
+    /// The weights of four inputs for eight outputs, those of an output side by side.
+    ///
+    /// # Safety
+    /// The CPU has NEON; there are 32 values.
+    #[target_feature(enable = "neon")]
+    unsafe fn weights(from: *const i8) -> [int8x16_t; 2] {
+        // SAFETY: by this function's contract.
+        unsafe { [vld1q_s8(from), vld1q_s8(from.add(16))] }
+    }
+
+    /// # Safety
+    /// The CPU has NEON; there are four values.
+    #[target_feature(enable = "neon")]
+    unsafe fn group(from: *const i8) -> int8x16_t {
+        // SAFETY: by this function's contract; any alignment will do.
+        vreinterpretq_s8_s32(vdupq_n_s32(unsafe { from.cast::<i32>().read_unaligned() }))
+    }
+
+    #[target_feature(enable = "neon,dotprod")]
+    fn products(sums: Lanes, weights: [int8x16_t; 2], inputs: int8x16_t) -> Lanes {
+        [
+            sdot(sums[0], weights[0], inputs),
+            sdot(sums[1], weights[1], inputs),
+        ]
+    }
+
+    coded!("neon,dotprod");
+}
 
 /// Four neighbouring products are added to each lane.
 #[target_feature(enable = "neon,dotprod")]

@@ -42,9 +42,9 @@ macro_rules! fade {
 ///
 /// The vector unit is given by what is in scope: `Eight`, eight lanes of f32, with `zero`, `splat`,
 /// `fused(sum, x, w)`, `times`, `plus`, `positive`, `eight_f32` and `store`, and `$load`, which reads
-/// and widens eight weights.
+/// and widens eight weights, in units of `$unit`.
 macro_rules! linear {
-    ($(#[$attribute:meta])* $name:ident, $weight:ty, $features:literal, $load:ident) => {
+    ($(#[$attribute:meta])* $name:ident, $weight:ty, $features:literal, $load:ident, $unit:expr) => {
         $(#[$attribute])*
         ///
         /// # Safety
@@ -63,7 +63,7 @@ macro_rules! linear {
             let finish = |o: usize, [r, n]: [usize; 2], sums: &[Eight]| {
                 for (k, &sum) in sums.iter().enumerate() {
                     let (row, at) = (r + k / n, o + 8 * (k % n));
-                    let mut y = sum;
+                    let mut y = if $unit == 1.0 { sum } else { times(sum, splat($unit)) };
                     if !scales.is_empty() {
                         // SAFETY: at + 8 ≤ outputs, the number of scales.
                         y = times(y, unsafe { eight_f32(scales.as_ptr().add(at)) });
@@ -130,7 +130,7 @@ macro_rules! linear {
                     finish(o, [r, 2], &[a, b]);
                 }
             }
-            scalar::linear(xs, layer, wide..outputs, out);
+            scalar::$name(xs, layer, wide..outputs, out);
         }
     };
 }

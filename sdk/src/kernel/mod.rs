@@ -11,7 +11,9 @@
 //! | `neon-i8mm` | and FEAT_I8MM | as `neon-dotprod` | likewise | 2 rows × 2 queries, `smmla` | as `neon` | as `neon` |
 //!
 //! The layers of a network ([`Kernel::linear_i8`]) have lanes for outputs instead: six inputs × 16
-//! outputs at a time, or one input × 64.
+//! outputs at a time, or one input × 64. Where the inputs are codes as well
+//! ([`Kernel::linear_coded`]), six inputs × 16 outputs, of which `avx2` and `neon` take two inputs of a
+//! lane at a time (`madd`, `vmlal_s16`), `neon-dotprod` four (`sdot`).
 //!
 //! One table of function pointers is chosen on first use. The environment variable
 //! `TERCET_KERNEL` forces one by name; [`check`] reports a name that this machine cannot run,
@@ -29,12 +31,16 @@ use std::sync::OnceLock;
 use crate::error::{Error, Result};
 
 #[macro_use]
+mod coded;
+#[macro_use]
 mod linear;
 #[cfg(target_arch = "aarch64")]
 mod aarch64;
 mod scalar;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
+
+pub use coded::Panels;
 
 /// `rows` holds `out.len()` rows of `query.len()` values each.
 type DotI8 = unsafe fn(query: &[i8], rows: &[i8], out: &mut [i32]);
@@ -43,6 +49,8 @@ type DotF16 = unsafe fn(query: &[f32], rows: &[u16], out: &mut [f32]);
 type DotI4 = unsafe fn(query: &[i8], rows: &[u8], factors: &[u8], out: &mut [i32]);
 type DotU4 = unsafe fn(query: &[i8], rows: &[u8], out: &mut [i32]);
 type LinearI8 = unsafe fn(xs: &[f32], layer: Layer<'_, i8>, out: &mut [f32]);
+type LinearCoded =
+    unsafe fn(xs: &[i8], steps: &[f32], panels: &Panels, scales: &[f32], out: &mut [f32]);
 type LinearF32 = unsafe fn(xs: &[f32], layer: Layer<'_, f32>, out: &mut [f32]);
 type Fade = unsafe fn(sums: &mut [f32], keep: f32, weights: &[f32], xs: &[f32]);
 type ManyI8 = unsafe fn(queries: &[i8], dim: usize, rows: &[i8], out: &mut [i32]);
@@ -67,6 +75,9 @@ pub struct Kernel {
     dot_i4: DotI4,
     linear_i8: LinearI8,
     linear_f32: LinearF32,
+    /// Inputs that a lane of `linear_coded` takes at once.
+    group: usize,
+    linear_coded: LinearCoded,
     fade: Fade,
     many_i8: ManyI8,
     above: Above,
@@ -268,6 +279,46 @@ impl Kernel {
         }
     }
 
+    /// The int8 weights `[inputs, outputs]` of a layer, for [`Kernel::linear_coded`] of this kernel;
+    /// nothing if the layer has more than 256 inputs, or not a multiple of 4 inputs and of 16
+    /// outputs.
+    pub fn panels(&self, weights: &[i8], shape: (usize, usize)) -> Option<Panels> {
+        Panels::new(weights, shape, self.group)
+    }
+
+    /// A layer with int8 weights applied to inputs that are int8 codes times a step of their own. The
+    /// sum of the products is an integer; it is multiplied by the output's scale, then by the input's
+    /// step, and added to what `out` holds. Nothing below zero is left.
+    ///
+    /// # Shapes
+    /// `xs` `[B, inputs]`, `steps` `[B]`, `scales` `[outputs]`, `out` `[B, outputs]`.
+    ///
+    /// # Panics
+    /// If the shapes disagree, or the panels are those of another kernel.
+    pub fn linear_coded(
+        &self,
+        xs: &[i8],
+        steps: &[f32],
+        panels: &Panels,
+        scales: &[f32],
+        out: &mut [f32],
+    ) {
+        assert_eq!(panels.group, self.group, "panels of another kernel");
+        assert_eq!(scales.len(), panels.outputs, "scales");
+        assert_eq!(
+            steps.len().checked_mul(panels.inputs),
+            Some(xs.len()),
+            "inputs"
+        );
+        assert_eq!(
+            steps.len().checked_mul(panels.outputs),
+            Some(out.len()),
+            "outputs"
+        );
+        // SAFETY: as in `dot_i8`; shapes and groups were checked just now.
+        unsafe { (self.linear_coded)(xs, steps, panels, scales, out) }
+    }
+
     /// For each row in turn: `sums · keep + weight · row`, value by value.
     ///
     /// # Shapes
@@ -361,6 +412,8 @@ pub fn available() -> Vec<Kernel> {
             dot_i4: x86_64::dot_i4,
             linear_i8: x86_64::linear_i8,
             linear_f32: x86_64::linear_f32,
+            group: x86_64::GROUP,
+            linear_coded: x86_64::linear_coded,
             fade: x86_64::fade,
             many_i8: x86_64::many_i8,
             above: x86_64::above,
@@ -398,6 +451,8 @@ pub fn available() -> Vec<Kernel> {
             dot_i4: aarch64::dot_i4,
             linear_i8: aarch64::linear_i8,
             linear_f32: aarch64::linear_f32,
+            group: aarch64::GROUP,
+            linear_coded: aarch64::linear_coded,
             fade: aarch64::fade,
             many_i8: aarch64::many_i8,
             above: scalar::above,
@@ -409,6 +464,8 @@ pub fn available() -> Vec<Kernel> {
                 name: "neon-dotprod",
                 dot_i8: aarch64::dotprod::dot_i8,
                 dot_u4: aarch64::dotprod::dot_u4,
+                group: aarch64::dotprod_layer::GROUP,
+                linear_coded: aarch64::dotprod_layer::linear_coded,
                 many_i8: aarch64::dotprod::many_i8,
                 ..neon
             };
@@ -434,8 +491,10 @@ const SCALAR: Kernel = Kernel {
     dot_f16: scalar::dot_f16,
     dot_u4: scalar::dot_u4,
     dot_i4: scalar::dot_i4,
-    linear_i8: scalar::linear_i8,
-    linear_f32: scalar::linear_f32,
+    linear_i8: scalar::all_i8,
+    linear_f32: scalar::all_f32,
+    group: 1,
+    linear_coded: scalar::linear_coded,
     fade: scalar::fade,
     many_i8: scalar::many_i8,
     above: scalar::above,
@@ -786,6 +845,49 @@ mod tests {
                         }
                     }
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn layers_of_codes_equal_scalar_and_are_exact_sums() {
+        let mut rng = Lcg(8);
+        for kernel in tested() {
+            for (inputs, outputs) in [(4, 16), (64, 48), (132, 16), (256, 32)] {
+                for batch in [0, 1, 2, 3, 4, 5, 6, 13] {
+                    let xs = codes(&mut rng, batch * inputs, batch % 5);
+                    let matrix = codes(&mut rng, inputs * outputs, 4 - inputs / 64 % 2);
+                    let mut floats =
+                        |n: usize| -> Vec<f32> { (0..n).map(|_| rng.float()).collect() };
+                    let (scales, steps) = (floats(outputs), floats(batch));
+                    let start = floats(batch * outputs);
+                    let run = |kernel: Kernel| {
+                        let panels = kernel.panels(&matrix, (inputs, outputs)).unwrap();
+                        let mut out = start.clone();
+                        kernel.linear_coded(&xs, &steps, &panels, &scales, &mut out);
+                        out
+                    };
+                    let got = run(kernel);
+                    let name = kernel.name();
+                    assert_eq!(
+                        bits(&got),
+                        bits(&run(SCALAR)),
+                        "{name} {inputs} {outputs} {batch}"
+                    );
+                    for (k, start) in start.iter().enumerate() {
+                        let (r, o) = (k / outputs, k % outputs);
+                        let product = |i: usize| {
+                            i32::from(xs[r * inputs + i]) * i32::from(matrix[i * outputs + o])
+                        };
+                        let sum: i32 = (0..inputs).map(product).sum();
+                        let y = sum as f32 * scales[o] * steps[r] + start;
+                        assert_eq!(got[k], y.max(0.0), "{name}");
+                    }
+                }
+            }
+            for shape in [(0, 16), (16, 0), (6, 16), (16, 24), (260, 16)] {
+                let matrix = vec![0; shape.0 * shape.1];
+                assert!(kernel.panels(&matrix, shape).is_none(), "{shape:?}");
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::Layer;
+use super::{Layer, Panels};
 
 pub(super) fn dot_i8(query: &[i8], rows: &[i8], out: &mut [i32]) {
     for (r, o) in out.iter_mut().enumerate() {
@@ -50,11 +50,31 @@ pub(super) fn dot_f16(query: &[f32], rows: &[u16], out: &mut [f32]) {
     }
 }
 
+/// An int8 weight as it is multiplied is a whole number of these: a vector unit widens it by
+/// moving it to the top of 32 bits, which takes one instruction.
+pub(super) const I8_UNIT: f32 = 1.0 / (1 << 24) as f32;
+
 /// The outputs `columns` of a layer, see `Kernel::linear_i8`.
-pub(super) fn linear<T: Copy + Into<f32>>(
+pub(super) fn linear_i8(xs: &[f32], layer: Layer<'_, i8>, columns: Range<usize>, out: &mut [f32]) {
+    let widen = |w| f32::from(w) * (1 << 24) as f32;
+    linear(xs, layer, columns, (widen, I8_UNIT), out);
+}
+
+/// The same with f32 weights.
+pub(super) fn linear_f32(
+    xs: &[f32],
+    layer: Layer<'_, f32>,
+    columns: Range<usize>,
+    out: &mut [f32],
+) {
+    linear(xs, layer, columns, (|w| w, 1.0), out);
+}
+
+fn linear<T: Copy>(
     xs: &[f32],
     layer: Layer<'_, T>,
     columns: Range<usize>,
+    (widen, unit): (impl Fn(T) -> f32, f32),
     out: &mut [f32],
 ) {
     for (r, out) in out.chunks_exact_mut(layer.outputs).enumerate() {
@@ -62,28 +82,49 @@ pub(super) fn linear<T: Copy + Into<f32>>(
         for o in columns.clone() {
             let column = layer.weights.iter().skip(o).step_by(layer.stride);
             let products = x.iter().zip(column);
-            let mut y = products.fold(0.0f32, |sum, (x, &w)| x.mul_add(w.into(), sum));
+            let mut y = unit * products.fold(0.0f32, |sum, (x, &w)| x.mul_add(widen(w), sum));
             if let Some(scale) = layer.scales.get(o) {
                 y *= scale;
             }
             if let Some(bias) = layer.bias.get(o) {
                 y += bias;
             }
-            out[o] = if layer.relu && y.is_nan() | (y <= 0.0) {
-                0.0
-            } else {
-                y
-            };
+            out[o] = if layer.relu { positive(y) } else { y };
         }
     }
 }
 
-pub(super) fn linear_i8(xs: &[f32], layer: Layer<'_, i8>, out: &mut [f32]) {
-    linear(xs, layer, 0..layer.outputs, out);
+pub(super) fn all_i8(xs: &[f32], layer: Layer<'_, i8>, out: &mut [f32]) {
+    linear_i8(xs, layer, 0..layer.outputs, out);
 }
 
-pub(super) fn linear_f32(xs: &[f32], layer: Layer<'_, f32>, out: &mut [f32]) {
-    linear(xs, layer, 0..layer.outputs, out);
+pub(super) fn all_f32(xs: &[f32], layer: Layer<'_, f32>, out: &mut [f32]) {
+    linear_f32(xs, layer, 0..layer.outputs, out);
+}
+
+/// Panels of this kernel have groups of one: sixteen outputs side by side.
+pub(super) fn linear_coded(
+    xs: &[i8],
+    steps: &[f32],
+    panels: &Panels,
+    scales: &[f32],
+    out: &mut [f32],
+) {
+    let rows = xs.chunks_exact(panels.inputs).zip(steps);
+    for ((x, step), out) in rows.zip(out.chunks_exact_mut(panels.outputs)) {
+        for (o, (y, scale)) in out.iter_mut().zip(scales).enumerate() {
+            let column = panels.values[o / 16 * 16 * panels.inputs..].iter();
+            let products = x.iter().zip(column.skip(o % 16).step_by(16));
+            // At most 256 products of at most 2¹⁴.
+            let sum: i32 = products.map(|(&x, &w)| i32::from(x) * i32::from(w)).sum();
+            *y = positive(sum as f32 * scale * step + *y);
+        }
+    }
+}
+
+/// Zero for what is negative or not a number.
+fn positive(y: f32) -> f32 {
+    if y > 0.0 { y } else { 0.0 }
 }
 
 pub(super) fn fade(sums: &mut [f32], keep: f32, weights: &[f32], xs: &[f32]) {

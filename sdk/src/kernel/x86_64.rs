@@ -3,6 +3,7 @@
 
 use std::arch::x86_64::*;
 
+use super::coded::{CODED_INPUTS, Panels};
 use super::{Layer, scalar};
 
 pub(super) fn is_available() -> bool {
@@ -240,13 +241,27 @@ unsafe fn eight_f32(from: *const f32) -> Eight {
     unsafe { _mm256_loadu_ps(from) }
 }
 
+/// Values times 2²⁴: each to the top of its lane, which takes a third of the time of a sign extension.
+///
 /// # Safety
 /// The CPU has AVX2; there are eight values.
 #[target_feature(enable = "avx2")]
 unsafe fn eight_i8(from: *const i8) -> Eight {
-    // SAFETY: by this function's contract.
-    let codes = unsafe { _mm_loadl_epi64(from.cast()) };
-    _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(codes))
+    // SAFETY: by this function's contract; any alignment will do.
+    let codes = _mm256_set1_epi64x(unsafe { from.cast::<i64>().read_unaligned() });
+    // Byte 3 of lane i is value i, the others are zero.
+    let top = |i: i32| i << 24 | 0x0080_8080;
+    let tops = _mm256_setr_epi32(
+        top(0),
+        top(1),
+        top(2),
+        top(3),
+        top(4),
+        top(5),
+        top(6),
+        top(7),
+    );
+    _mm256_cvtepi32_ps(_mm256_shuffle_epi8(codes, tops))
 }
 
 linear!(
@@ -254,7 +269,8 @@ linear!(
     linear_i8,
     i8,
     "avx2,fma",
-    eight_i8
+    eight_i8,
+    scalar::I8_UNIT
 );
 
 linear!(
@@ -262,10 +278,51 @@ linear!(
     linear_f32,
     f32,
     "avx2,fma",
-    eight_f32
+    eight_f32,
+    1.0
 );
 
 fade!("avx2");
+
+/// Eight sums of integers.
+type Lanes = __m256i;
+/// An input of a layer of codes, as wide as it is multiplied.
+type Code = i16;
+/// Inputs whose products a lane takes at once.
+pub(super) const GROUP: usize = 2;
+
+#[target_feature(enable = "avx2")]
+fn none() -> Lanes {
+    _mm256_setzero_si256()
+}
+
+#[target_feature(enable = "avx2")]
+fn floats(sums: Lanes) -> Eight {
+    _mm256_cvtepi32_ps(sums)
+}
+
+/// # Safety
+/// The CPU has AVX2; there are sixteen values.
+#[target_feature(enable = "avx2")]
+unsafe fn weights(from: *const i8) -> __m256i {
+    // SAFETY: by this function's contract.
+    _mm256_cvtepi8_epi16(unsafe { _mm_loadu_si128(from.cast()) })
+}
+
+/// # Safety
+/// The CPU has AVX2; there are two values.
+#[target_feature(enable = "avx2")]
+unsafe fn group(from: *const i16) -> __m256i {
+    // SAFETY: by this function's contract; any alignment will do.
+    _mm256_set1_epi32(unsafe { from.cast::<i32>().read_unaligned() })
+}
+
+#[target_feature(enable = "avx2")]
+fn products(sums: Lanes, weights: __m256i, inputs: __m256i) -> Lanes {
+    _mm256_add_epi32(sums, _mm256_madd_epi16(weights, inputs))
+}
+
+coded!("avx2");
 
 /// One horizontal sum in the order of [`sums_f32`]: a row has the same score alone and among
 /// others.

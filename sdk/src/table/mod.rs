@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use crate::bundle::tensors::{Half, PAD_PREFIX, Slice, Strings, TensorFile};
 use crate::bundle::{Content, MAX_DIM, Manifest};
+use crate::engine::ItemVector;
 use crate::error::{Error, Result, check_len};
 use crate::filter::Selection;
 use crate::id::{MAX_NAME_BYTES, Row, is_name};
@@ -307,6 +308,23 @@ impl ItemTable {
     pub fn decode(&self, row: Row, out: &mut [f32]) -> Result<()> {
         let mut scratch = [0i8; MAX_DIM];
         self.decode_with(row, out, &mut scratch)
+    }
+
+    /// An item vector as it is stored, where that is int8 codes; else decoded into `room` `[D]`.
+    ///
+    /// # Errors
+    /// As [`ItemTable::decode`].
+    pub(crate) fn item<'a>(&'a self, row: Row, room: &'a mut [f32]) -> Result<ItemVector<'a>> {
+        if let (Codes::Int8 { codes, scales }, None, None) =
+            (&self.codes, &self.tail, self.added(row))
+        {
+            self.check_row(row)?;
+            let (row, d) = (row as usize, self.dim);
+            let (codes, scale) = (&codes.get()[row * d..(row + 1) * d], scales.get()[row]);
+            return Ok(ItemVector::Int8 { codes, scale });
+        }
+        self.decode(row, room)?;
+        Ok(ItemVector::F32(room))
     }
 
     /// As [`ItemTable::decode`], with room for the D codes of a row.

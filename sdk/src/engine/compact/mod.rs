@@ -18,7 +18,7 @@ use safetensors::Dtype;
 use crate::bundle::tensors::{Half, Slice, TensorFile};
 use crate::bundle::{Content, LoadMode};
 use crate::error::{Error, Result};
-use crate::kernel::{self, Layer};
+use crate::kernel::{self, Layer, Panels};
 
 pub(super) use fusion::CompactFusionTower;
 pub(super) use user::CompactUserTower;
@@ -113,6 +113,18 @@ impl Dense {
         self.run(xs, 0..self.outputs, true, out);
     }
 
+    /// The layer for inputs that are codes, if its own weights are and have the right shape.
+    fn coded(&self) -> Option<Coded> {
+        let Weights::I8(codes, scales) = &self.weights else {
+            return None;
+        };
+        let panels = kernel::active().panels(codes.get(), (self.inputs, self.outputs))?;
+        Some(Coded {
+            panels,
+            scales: scales.clone(),
+        })
+    }
+
     /// Outputs `range` only.
     fn apply_part(&self, xs: &[f32], range: Range<usize>, out: &mut [f32]) {
         self.run(xs, range, false, out);
@@ -145,6 +157,21 @@ impl Dense {
                 }
             }
         }
+    }
+}
+
+/// A layer whose weights and inputs are codes.
+struct Coded {
+    panels: Panels,
+    /// `[outputs]`
+    scales: Slice<f32>,
+}
+
+impl Coded {
+    /// Adds the products with inputs `[n, inputs]`, each row times its step, to what `out`
+    /// `[n, outputs]` holds, and leaves nothing below zero. No bias is added.
+    fn add_relu(&self, xs: &[i8], steps: &[f32], out: &mut [f32]) {
+        kernel::active().linear_coded(xs, steps, &self.panels, self.scales.get(), out);
     }
 }
 

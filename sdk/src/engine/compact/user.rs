@@ -4,8 +4,8 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::{Dense, open, refuse};
-use crate::engine::{EngineReport, Follower, Input, InputData, Tower, file_name};
+use super::{Coded, Dense, open, refuse};
+use crate::engine::{EngineReport, Follower, Input, InputData, ItemVector, Tower, file_name};
 use crate::error::{Error, Result};
 use crate::kernel;
 
@@ -13,7 +13,7 @@ use crate::kernel;
 const EPSILON: f32 = 1e-6;
 
 /// The student's user tower.
-pub(in crate::engine) struct CompactUserTower(Running);
+pub(in crate::engine) struct CompactUserTower(Arc<Weights>);
 
 struct Weights {
     file: String,
@@ -21,9 +21,13 @@ struct Weights {
     heads: usize,
     /// `[behaviors, D]`
     behaviors: Vec<f32>,
+    /// `[behaviors, E]`: hidden values of a behavior without an item, before they are cut at zero.
+    starts: Vec<f32>,
     /// What a head's sums are multiplied with when one more event arrives.
     decays: Vec<f32>,
     hidden: Dense,
+    /// The same for items that come as codes.
+    coded: Option<Coded>,
     gate: Dense,
     value: Dense,
     /// `[heads, D]`
@@ -63,12 +67,17 @@ impl CompactUserTower {
                 got: vec![0],
             });
         }
+        let behaviors = behaviors.get().to_vec();
+        let mut starts = vec![0.0; behaviors.len() / dim * hidden.outputs];
+        hidden.apply(&behaviors, &mut starts);
         let weights = Weights {
             file: file_name(path),
             dim,
             heads,
-            behaviors: behaviors.get().to_vec(),
+            behaviors,
+            starts,
             decays,
+            coded: hidden.coded(),
             hidden,
             gate,
             value,
@@ -77,7 +86,7 @@ impl CompactUserTower {
             mix,
             out,
         };
-        Ok(CompactUserTower(Running::start(Arc::new(weights))))
+        Ok(CompactUserTower(Arc::new(weights)))
     }
 }
 
@@ -85,17 +94,24 @@ impl CompactUserTower {
 /// how many there were; and the buffers that this takes.
 struct Running {
     weights: Arc<Weights>,
-    /// Events, or positions of an input that count.
+    /// Events in the sums.
     count: f32,
     /// Per head the weighted sum of an event's hidden values and of its item vector.
     sums: Vec<f32>,
     /// Per head the sum of the weights.
     totals: Vec<f32>,
-    /// Of a block of events: their vectors `[BLOCK, D]`, hidden values `[BLOCK, E]`, and gates
-    /// `[BLOCK, heads]` before the sigmoid.
+    /// Events of the block below that are not in the sums yet.
+    waiting: usize,
+    /// Of a block of events: what happens to each, their vectors `[BLOCK, D]`, hidden values
+    /// `[BLOCK, E]`, and gates `[BLOCK, heads]` before the sigmoid.
+    changes: [Change; BLOCK],
     events: Vec<f32>,
     hidden: Vec<f32>,
     gates: Vec<f32>,
+    /// Codes `[BLOCK, D]` of the items that came as such, and what a code is worth; the hidden
+    /// values of these events are those of the behavior so far.
+    codes: Vec<i8>,
+    steps: [Option<f32>; BLOCK],
     mean: Vec<f32>,
     summary: Vec<f32>,
     mixed: Vec<f32>,
@@ -106,17 +122,29 @@ struct Running {
 /// Events whose hidden values are computed at once: the weights are read once for all of them.
 const BLOCK: usize = 24;
 
+/// What happens to an event of a block.
+#[derive(Clone, Copy, PartialEq)]
+enum Change {
+    Comes,
+    /// It is the oldest, and is taken out.
+    Leaves,
+}
+
 impl Running {
     fn start(weights: Arc<Weights>) -> Self {
         let w = &*weights;
         let width = w.hidden.outputs + w.dim;
         Running {
             count: 0.0,
+            waiting: 0,
+            changes: [Change::Comes; BLOCK],
             sums: vec![0.0; w.heads * width],
             totals: vec![0.0; w.heads],
             events: vec![0.0; BLOCK * w.dim],
             hidden: vec![0.0; BLOCK * w.hidden.outputs],
             gates: vec![0.0; BLOCK * w.heads],
+            codes: vec![0; BLOCK * w.dim],
+            steps: [None; BLOCK],
             mean: vec![0.0; width],
             summary: vec![0.0; w.value.outputs + 1],
             mixed: vec![0.0; w.mix.outputs],
@@ -126,6 +154,7 @@ impl Running {
     }
 
     fn reset(&mut self) {
+        self.waiting = 0;
         self.count = 0.0;
         self.sums.fill(0.0);
         self.totals.fill(0.0);
@@ -133,6 +162,7 @@ impl Running {
 
     /// One more position without an event: what there is becomes older.
     fn age(&mut self) {
+        self.take_in();
         if self.count == 0.0 {
             return;
         }
@@ -146,62 +176,121 @@ impl Running {
         }
     }
 
-    /// Puts an event at place `slot` of the block.
-    fn place(&mut self, slot: usize, item: &[f32], behavior: i64) -> Result<()> {
+    /// One more event that comes or leaves.
+    fn push(&mut self, item: ItemVector<'_>, behavior: i64, change: Change) -> Result<()> {
+        self.place(item, behavior)?;
+        self.changes[self.waiting] = change;
+        self.waiting += 1;
+        if self.waiting == BLOCK {
+            self.take_in();
+        }
+        Ok(())
+    }
+
+    /// Puts an event at the next place of the block.
+    fn place(&mut self, item: ItemVector<'_>, behavior: i64) -> Result<()> {
         let w = &*self.weights;
-        let d = w.dim;
-        let kind = usize::try_from(behavior)
-            .ok()
-            .and_then(|b| w.behaviors.get(b.checked_mul(d)?..)?.get(..d))
-            .ok_or_else(|| refuse(&w.file, format!("behavior id {behavior} is not known")))?;
+        let (d, e, slot) = (w.dim, w.hidden.outputs, self.waiting);
+        let known = usize::try_from(behavior).ok();
+        let known = known.filter(|&b| b < w.behaviors.len() / d);
+        let kind =
+            known.ok_or_else(|| refuse(&w.file, format!("behavior id {behavior} is not known")))?;
+        if item.dim() != d {
+            return Err(refuse(
+                &w.file,
+                format!("an item vector has {} values", item.dim()),
+            ));
+        }
         let event = &mut self.events[slot * d..(slot + 1) * d];
-        event.copy_from_slice(item);
-        event.iter_mut().zip(kind).for_each(|(x, k)| *x += k);
+        item.decode(event);
+        let known = &w.behaviors[kind * d..(kind + 1) * d];
+        event.iter_mut().zip(known).for_each(|(x, k)| *x += k);
+        self.steps[slot] = match item {
+            ItemVector::Int8 { codes, scale } if w.coded.is_some() => {
+                self.codes[slot * d..(slot + 1) * d].copy_from_slice(codes);
+                let start = &w.starts[kind * e..(kind + 1) * e];
+                self.hidden[slot * e..(slot + 1) * e].copy_from_slice(start);
+                Some(scale)
+            }
+            _ => None,
+        };
         Ok(())
     }
 
     /// Hidden values and gates of the first `n` events of the block.
     fn look_at(&mut self, n: usize) {
         let w = &*self.weights;
-        let events = &self.events[..n * w.dim];
-        w.gate.apply(events, &mut self.gates[..n * w.heads]);
-        let hidden = &mut self.hidden[..n * w.hidden.outputs];
-        w.hidden.apply_relu(events, hidden);
-    }
-
-    /// Adds the events at `slots`, looked at before, one after the other, each `real` times.
-    fn count_in(&mut self, slots: Range<usize>, real: &[f32]) {
-        self.count = real.iter().fold(self.count, |count, real| count + real);
-        for head in 0..self.weights.heads {
-            let keep = self.weights.decays[head];
-            self.fade(head, slots.clone(), keep, |k| real[k]);
+        let (d, e) = (w.dim, w.hidden.outputs);
+        w.gate
+            .apply(&self.events[..n * d], &mut self.gates[..n * w.heads]);
+        let mut first = 0;
+        for alike in self.steps[..n].chunk_by(|a, b| a.is_some() == b.is_some()) {
+            let range = first..first + alike.len();
+            let hidden = &mut self.hidden[range.start * e..range.end * e];
+            let inputs = range.start * d..range.end * d;
+            let mut steps = [0.0; BLOCK];
+            for (to, step) in steps.iter_mut().zip(alike.iter().flatten()) {
+                *to = *step;
+            }
+            match &w.coded {
+                Some(coded) if alike[0].is_some() => {
+                    coded.add_relu(&self.codes[inputs], &steps[..alike.len()], hidden);
+                }
+                _ => w.hidden.apply_relu(&self.events[inputs], hidden),
+            }
+            first = range.end;
         }
     }
 
-    /// Takes out the event at `slot`, looked at before, which `age` others followed.
-    fn count_out(&mut self, slot: usize, age: usize) {
+    /// Makes the waiting changes, one after the other.
+    fn take_in(&mut self) {
+        let n = std::mem::take(&mut self.waiting);
+        if n == 0 {
+            return;
+        }
+        self.look_at(n);
+        let changes = self.changes;
+        let mut first = 0;
+        // Each removal is a run of its own.
+        for run in changes[..n].chunk_by(|a, b| (a, b) == (&Change::Comes, &Change::Comes)) {
+            if run[0] == Change::Leaves {
+                self.take_out(first);
+            } else {
+                self.count += run.len() as f32;
+                for head in 0..self.weights.heads {
+                    let keep = self.weights.decays[head];
+                    self.fade(head, first..first + run.len(), keep, 1.0);
+                }
+            }
+            first += run.len();
+        }
+    }
+
+    /// Takes out the oldest event, which is at place `slot` of the block.
+    fn take_out(&mut self, slot: usize) {
         self.count -= 1.0;
         for head in 0..self.weights.heads {
             let decay = self.weights.decays[head];
-            let left = if age > 0 && decay != 1.0 {
-                libm::powf(decay, age as f32)
+            // The others have made it older.
+            let left = if self.count > 0.0 && decay != 1.0 {
+                libm::powf(decay, self.count)
             } else {
                 1.0
             };
-            self.fade(head, slot..slot + 1, 1.0, |_| -left);
+            self.fade(head, slot..slot + 1, 1.0, -left);
         }
     }
 
     /// What a head's sums hold is kept by a factor, and an event of weight `real` times its gate
     /// added, for the events at `slots` in turn.
-    fn fade(&mut self, head: usize, slots: Range<usize>, keep: f32, real: impl Fn(usize) -> f32) {
+    fn fade(&mut self, head: usize, slots: Range<usize>, keep: f32, real: f32) {
         let w = &*self.weights;
         let (d, e, width) = (w.dim, w.hidden.outputs, self.mean.len());
         let mut weights = [0.0f32; BLOCK];
         let weights = &mut weights[..slots.len()];
-        for (k, (weight, slot)) in weights.iter_mut().zip(slots.clone()).enumerate() {
+        for (weight, slot) in weights.iter_mut().zip(slots.clone()) {
             let gate = self.gates[slot * w.heads + head];
-            *weight = real(k) / (1.0 + libm::expf(-gate));
+            *weight = real / (1.0 + libm::expf(-gate));
             self.totals[head] = self.totals[head] * keep + *weight;
         }
         let (added, passed) = self.sums[head * width..(head + 1) * width].split_at_mut(e);
@@ -214,6 +303,7 @@ impl Running {
 
     /// Writes the user vector.
     fn read(&mut self, user: &mut [f32]) {
+        self.take_in();
         let w = &*self.weights;
         let (d, hidden, width) = (w.dim, w.hidden.outputs, self.mean.len());
         // The value matrix is linear: one product per head after the sums instead of one per event.
@@ -246,19 +336,12 @@ impl Running {
 }
 
 impl Follower for Running {
-    fn add(&mut self, item: &[f32], behavior: i64) -> Result<()> {
-        self.place(0, item, behavior)?;
-        self.look_at(1);
-        self.count_in(0..1, &[1.0]);
-        Ok(())
+    fn add(&mut self, item: ItemVector<'_>, behavior: i64) -> Result<()> {
+        self.push(item, behavior, Change::Comes)
     }
 
-    fn remove_oldest(&mut self, item: &[f32], behavior: i64) -> Result<()> {
-        let age = (self.count as usize).saturating_sub(1);
-        self.place(0, item, behavior)?;
-        self.look_at(1);
-        self.count_out(0, age);
-        Ok(())
+    fn remove_oldest(&mut self, item: ItemVector<'_>, behavior: i64) -> Result<()> {
+        self.push(item, behavior, Change::Leaves)
     }
 
     fn clear(&mut self) {
@@ -277,12 +360,12 @@ impl Tower for CompactUserTower {
     }
 
     fn follower(&self) -> Option<Box<dyn Follower>> {
-        Some(Box::new(Running::start(self.0.weights.clone())))
+        Some(Box::new(Running::start(self.0.clone())))
     }
 
     fn run(&mut self, inputs: &[Input<'_>]) -> Result<Vec<f32>> {
-        let running = &mut self.0;
-        let w = running.weights.clone();
+        let w = &*self.0;
+        let mut running = Running::start(self.0.clone());
         let find = |name: &str| {
             let found = inputs.iter().find(|i| i.name == name);
             found.ok_or_else(|| refuse(&w.file, format!("input `{name}` is missing")))
@@ -316,27 +399,14 @@ impl Tower for CompactUserTower {
             .zip(real.chunks_exact(window));
         for (((user, x), kinds), real) in rows {
             running.reset();
-            let blocks = x.chunks(BLOCK * dim).zip(kinds.chunks(BLOCK));
-            for ((x, kinds), real) in blocks.zip(real.chunks(BLOCK)) {
-                let mut reals = [0.0f32; BLOCK];
-                let mut n = 0;
-                for ((item, &behavior), &real) in x.chunks_exact(dim).zip(kinds).zip(real) {
-                    if real != 0.0 {
-                        running.place(n, item, behavior)?;
-                        reals[n] = real;
-                        n += 1;
-                    }
-                }
-                running.look_at(n);
-                let mut done = 0;
-                for positions in real.split_inclusive(|&real| real == 0.0) {
-                    let here = positions.iter().filter(|&&real| real != 0.0).count();
-                    running.count_in(done..done + here, &reals[done..done + here]);
-                    done += here;
-                    // A position with mask 0 holds no event, but the others are older for it.
-                    if positions.last() == Some(&0.0) {
-                        running.age();
-                    }
+            for ((item, &behavior), &real) in x.chunks_exact(dim).zip(kinds).zip(real) {
+                if real == 1.0 {
+                    running.push(ItemVector::F32(item), behavior, Change::Comes)?;
+                } else if real == 0.0 {
+                    // No event, but the others are older for it.
+                    running.age();
+                } else {
+                    return Err(refuse(&w.file, format!("{real} in mask, expected 0 or 1")));
                 }
             }
             running.read(user);
