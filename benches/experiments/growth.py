@@ -1,6 +1,10 @@
 """Measures commands, makes shards of many items, and tells how costs grow; see growth.sh.
 
 usage: growth.py measure OUT.json COMMAND…     CPU seconds and peak memory of a command
+       growth.py pressed OUT.json MIB FOLDER… -- COMMAND…
+                                               the same in a control group of so much memory, once
+                                               the folders' files are out of the page cache
+       growth.py groups                        whether there are control groups to make
        growth.py shards ITEMS.csv N FOLDER     vectors of N items, the first of them those of a shop
        growth.py report RUNS_FOLDER PLOT.svg   prints the tables, writes the plot
 """
@@ -13,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 
 SHARD_ROWS = 250_000
 DIM = 64
@@ -30,14 +35,82 @@ def peaks(pid, seen, stop):
             return
 
 
-def measure(out, command):
+class Group:
+    """A control group that bounds the memory of its processes, pages of files included."""
+
+    def __init__(self, limit):
+        self.limit = limit
+        root, self.v2 = self.root()
+        self.path = os.path.join(root, f"tercet-growth-{os.getpid()}")
+        os.mkdir(self.path)
+        self.set("memory.max" if self.v2 else "memory.limit_in_bytes", limit)
+        # Where there is swap, it would be more memory.
+        swap = "memory.swap.max" if self.v2 else "memory.memsw.limit_in_bytes"
+        if os.path.exists(os.path.join(self.path, swap)):
+            self.set(swap, 0 if self.v2 else limit)
+
+    @staticmethod
+    def root():
+        """Where groups with a memory limit can be made, and whether that is version 2."""
+        if os.access("/sys/fs/cgroup/memory/memory.limit_in_bytes", os.R_OK):
+            if os.access("/sys/fs/cgroup/memory", os.W_OK):
+                return "/sys/fs/cgroup/memory", False
+        try:
+            with open("/sys/fs/cgroup/cgroup.subtree_control") as controllers:
+                if "memory" in controllers.read().split() and os.access("/sys/fs/cgroup", os.W_OK):
+                    return "/sys/fs/cgroup", True
+        except OSError:
+            pass
+        raise LookupError("no control groups for memory that may be made here")
+
+    def set(self, name, value):
+        with open(os.path.join(self.path, name), "w") as file:
+            file.write(str(value))
+
+    def get(self, name):
+        try:
+            with open(os.path.join(self.path, name)) as file:
+                return file.read()
+        except OSError:
+            return ""
+
+    def join(self):
+        """For the new process, before it becomes the command."""
+        self.set("cgroup.procs", os.getpid())
+
+    def peak(self):
+        """The most that the group held: the limit, if it was felt."""
+        return int(self.get("memory.peak" if self.v2 else "memory.max_usage_in_bytes") or 0)
+
+
+def drop(folder):
+    """Takes the files of a folder out of the page cache: who reads them next is charged."""
+    os.sync()
+    for name in os.listdir(folder):
+        with open(os.path.join(folder, name), "rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def pressed(out, limit, folders, command):
+    for folder in folders:
+        drop(folder)
+    group = Group(limit)
+    try:
+        measure(out, command, group)
+    finally:
+        os.rmdir(group.path)
+
+
+def measure(out, command, group=None):
     """Runs a command; OUT.json gets its costs and what it printed, only if it succeeded."""
     seen, stop = [0], threading.Event()
     with tempfile.TemporaryFile() as answer:
-        process = subprocess.Popen(command, stdout=answer)
+        begun = time.monotonic()
+        process = subprocess.Popen(command, stdout=answer, preexec_fn=group and group.join)
         watch = threading.Thread(target=peaks, args=(process.pid, seen, stop))
         watch.start()
         code = process.wait()
+        seconds = time.monotonic() - begun
         stop.set()
         watch.join()
         if code:
@@ -52,6 +125,13 @@ def measure(out, command):
         "peak_anonymous_bytes": seen[0],
         "answer": json.loads(text) if text.strip() else None,
     }
+    if group:
+        result.update(
+            limit_mib=group.limit >> 20,
+            group_peak_bytes=group.peak(),
+            seconds=seconds,
+            read_bytes=used.ru_inblock * 512,
+        )
     partial = out + ".partial"
     pathlib.Path(partial).write_text(json.dumps(result, indent=1) + "\n")
     os.replace(partial, out)
@@ -166,6 +246,24 @@ def answers(folder):
     print()
 
 
+def under_pressure(folder):
+    """Steps in control groups: CPU, time, what was read, and what they reported."""
+    points = [(size, step, result) for step in ("export", "recommend", "bench") for size, result in collect(folder, f"pressed-{step}")]
+    if not points:
+        return
+    print("| items | in a control group | limit, MiB | peak of the group, MiB | CPU s | wall s | read, MB |")
+    print("|--:|---|--:|--:|--:|--:|--:|")
+    for size, step, r in points:
+        print(f"| {size:,} | {step} | {r['limit_mib']:,} | {r['group_peak_bytes'] / 2**20:,.0f} | {number(r['cpu_seconds'])} | {number(r['seconds'])} | {r['read_bytes'] / 1e6:,.0f} |")
+    print()
+    for size, step, r in points:
+        if step == "bench":
+            a = r["answer"]
+            cells = [f"{name} {number(a[key]['median_micros'])}" for name, key in [("open", "open"), ("first recommendation", "first_recommendation"), ("scan", "scan")]]
+            print(f"- {size:,} items in {r['limit_mib']} MiB, µs: " + " · ".join(cells))
+    print()
+
+
 def ticks(low, high):
     return [10.0**k for k in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)]
 
@@ -222,6 +320,7 @@ def report(folder, target):
     table(folder, INTERACTIONS, "interactions")
     table(folder, ITEMS, "items")
     answers(folder)
+    under_pressure(folder)
     pathlib.Path(target).write_text(plot(folder))
 
 
@@ -229,6 +328,14 @@ if __name__ == "__main__":
     match sys.argv[1:]:
         case ["measure", out, *command] if command:
             measure(out, command)
+        case ["pressed", out, mib, *rest] if "--" in rest:
+            at = rest.index("--")
+            pressed(out, int(mib) << 20, rest[:at], rest[at + 1 :])
+        case ["groups"]:
+            try:
+                Group.root()
+            except LookupError as e:
+                sys.exit(str(e))
         case ["shards", catalogue, items, folder]:
             make_shards(catalogue, int(items), folder)
         case ["report", folder, target]:

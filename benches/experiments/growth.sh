@@ -1,13 +1,17 @@
 #!/usr/bin/env bash
 # Growth: what training, distilling, exporting and serving cost as interactions and items grow.
 #
-#   benches/experiments/growth.sh [interactions|items]...
+#   benches/experiments/growth.sh [interactions|items|pressed]...
 #
 # Options: TERCET_RUNS, TERCET_BIN and TERCET_THREADS (default here: 1), as in common.sh;
 # TERCET_SIZES, TERCET_ITEM_SIZES: the points (default: "10000 100000 1000000 10000000" interactions
 # and "100000 1000000 10000000" items); TERCET_PYTHON: a Python with numpy (default: python3), which
 # only the items need. Finished steps are skipped. Data and runs of a point are removed once its steps
 # are measured, except for those of 100,000 interactions, whose student the items need.
+#
+# `pressed` makes the largest table of items in 2 GiB of memory and serves it in 128 MiB, pages of files
+# included, where control groups can be made (Linux, usually root); elsewhere it says that it cannot.
+# TERCET_EXPORT_MIB and TERCET_SERVE_MIB are other limits.
 #
 # What is measured is cost, not quality: a few epochs, and rankings of 2,000 users. 10^7 of either take
 # 9 GB of disk at most.
@@ -102,7 +106,36 @@ items() {
   done
 }
 
+# pressed_step NAME MIB FOLDER… -- command…: as step, within a limit.
+pressed_step() {
+  local out=$runs/$1.json; shift
+  [ -f "$out" ] && return 0
+  echo "== $(basename "$out" .json)" >&2
+  "$python" "$here/growth.py" pressed "$out" "$@"
+}
+
+pressed() {
+  local n=${item_sizes##* } mib=${TERCET_SERVE_MIB:-128} d=$runs/shop-100000
+  local b=$runs/items-$n.tercet s=$runs/shards-$n
+  done_with pressed-export-$n pressed-recommend-$n pressed-bench-$n && return 0
+  if ! "$python" "$here/growth.py" groups; then
+    echo "skipped: pressed" >&2
+    return 0
+  fi
+  shop 100000
+  student 100000
+  if [ ! -d "$b" ]; then
+    rm -f "$runs/pressed-export-$n.json"
+    "$python" "$here/growth.py" shards "$d/items.csv" $n "$s"
+    pressed_step pressed-export-$n "${TERCET_EXPORT_MIB:-2048}" "$s" -- "$tercet" export --student "$runs/student-100000" --data "$d" --shards "$s" --out "$b" --threads "$threads" --json
+    rm -rf "$s"
+  fi
+  pressed_step pressed-recommend-$n $mib "$b" -- "$tercet" recommend --bundle "$b" --history "$(sed -n 2p "$d/items.csv" | cut -d, -f1)" --json
+  pressed_step pressed-bench-$n $mib "$b" -- "$tercet" bench "$b" --runs 10 --json
+  rm -rf "$b"
+}
+
 parts=("$@")
-[ ${#parts[@]} -gt 0 ] || parts=(interactions items)
+[ ${#parts[@]} -gt 0 ] || parts=(interactions items pressed)
 for part in "${parts[@]}"; do "$part"; done
 "$python" "$here/growth.py" report "$runs" "$root/benches/results/growth.svg"
