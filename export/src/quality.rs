@@ -12,6 +12,9 @@ use crate::verify::sample_histories;
 /// Items compared per user.
 const K: usize = 100;
 
+/// Items whose scores are computed at a time.
+const ITEMS: usize = 4096;
+
 /// Share of the best items of an exhaustive search that a proposed number of probes must find.
 const ENOUGH: f64 = 0.98;
 
@@ -59,21 +62,11 @@ pub(crate) fn table_quality(
     let histories = sample_histories(data, bundle.manifest().window, Split::Test);
     let views: Vec<_> = histories.iter().map(Vec::as_slice).collect();
     let users = scorer.user_vectors(&views)?;
-    let kernel = tercet::kernel::active();
-    let mut scores = vec![0f32; n];
-    let mut wanted: Vec<Vec<Row>> = Vec::with_capacity(views.len());
-    for user in users.chunks_exact(d) {
-        kernel.dot_f32(user, vectors, &mut scores);
-        for (score, &row) in scores.iter_mut().zip(&rows) {
-            *score += table.bias(row);
-        }
-        let mut order: Vec<usize> = (0..n).collect();
-        let better = |a: &usize, b: &usize| scores[*b].total_cmp(&scores[*a]).then(a.cmp(b));
-        if k < n {
-            order.select_nth_unstable_by(k, better);
-        }
-        wanted.push(order[..k].iter().map(|&i| rows[i]).collect());
-    }
+    let wanted = best_rows(&users, vectors, (d, k), |i| table.bias(rows[i]));
+    let wanted: Vec<Vec<Row>> = wanted
+        .into_iter()
+        .map(|list| list.into_iter().map(|i| rows[i]).collect())
+        .collect();
     let found = |effort: Effort| -> Result<Vec<Vec<Row>>> {
         let search = Search::top(k).effort(effort);
         let lists = users.chunks_exact(d).map(|user| {
@@ -105,6 +98,37 @@ pub(crate) fn table_quality(
     }
 }
 
+/// The best `k` of the items for each user, in no order, ties to the earlier item. Items are read once
+/// for all users: their vectors may be in a file that is larger than the memory.
+///
+/// # Shapes
+/// `users` `[U, D]`, `vectors` `[N, D]`.
+fn best_rows(
+    users: &[f32],
+    vectors: &[f32],
+    (d, k): (usize, usize),
+    bias: impl Fn(usize) -> f32,
+) -> Vec<Vec<usize>> {
+    let kernel = tercet::kernel::active();
+    let mut best: Vec<Vec<(f32, usize)>> = vec![Vec::new(); users.len() / d];
+    let mut scores = [0.0; ITEMS];
+    for (block, vectors) in vectors.chunks(ITEMS * d).enumerate() {
+        let first = block * ITEMS;
+        let scores = &mut scores[..vectors.len() / d];
+        for (user, best) in users.chunks_exact(d).zip(&mut best) {
+            kernel.dot_f32(user, vectors, scores);
+            let scored = (first..).zip(scores.iter());
+            best.extend(scored.map(|(i, score)| (score + bias(i), i)));
+            if k < best.len() {
+                best.select_nth_unstable_by(k, |a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+                best.truncate(k);
+            }
+        }
+    }
+    let items = |list: Vec<(f32, usize)>| list.into_iter().map(|(_, i)| i).collect();
+    best.into_iter().map(items).collect()
+}
+
 /// Mean share of `wanted` in `got`.
 fn overlap(got: &[Vec<Row>], wanted: &[Vec<Row>]) -> f64 {
     let shares = got.iter().zip(wanted).map(|(got, wanted)| {
@@ -112,4 +136,30 @@ fn overlap(got: &[Vec<Row>], wanted: &[Vec<Row>]) -> f64 {
         hits as f64 / wanted.len().max(1) as f64
     });
     shares.sum::<f64>() / got.len().max(1) as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_best_of_many_blocks_are_those_of_a_sort() {
+        // Scores of small whole numbers: many ties, which go to the earlier item.
+        let n = 2 * ITEMS + 100;
+        let vectors: Vec<f32> = (0..2 * n).map(|i| (i * 7919 % 31) as f32).collect();
+        let users = [1.0, 0.5, -1.0, 2.0];
+        let bias = |i: usize| (i % 3) as f32;
+        let got = best_rows(&users, &vectors, (2, 50), bias);
+        for (user, mut got) in users.chunks(2).zip(got) {
+            let score =
+                |i: usize| user[0] * vectors[2 * i] + user[1] * vectors[2 * i + 1] + bias(i);
+            let mut want: Vec<usize> = (0..n).collect();
+            want.sort_by(|&a, &b| score(b).total_cmp(&score(a)).then(a.cmp(&b)));
+            want.truncate(50);
+            want.sort_unstable();
+            got.sort_unstable();
+            assert_eq!(got, want);
+        }
+        assert_eq!(best_rows(&users, &vectors[..6], (2, 3), bias)[1].len(), 3);
+    }
 }
