@@ -5,7 +5,8 @@
     venv/bin/python try_local.py --bundle shop.tercet --items 1000000
 
 The cluster has two executors of one core each. One of them is killed in the middle of the first
-job; the shards must be those of one process, byte for byte, all the same. Wants JDK 17 and Linux.
+job; the shards must be those of one process, byte for byte, all the same. With `--tercet COMMAND`
+the lists of the second job must be those that the SDK gives, item by item. Wants JDK 17 and Linux.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
@@ -129,6 +131,30 @@ def digests(folder):
     return out
 
 
+def by_the_sdk(tercet, bundle, history, k):
+    """(id, score) of the best k items, best first, by the command `tercet`."""
+    command = [tercet, "recommend", "--bundle", bundle, "--history", ",".join(history), "-k", str(k), "--json"]
+    done = subprocess.run(command, capture_output=True)
+    if done.returncode:
+        raise SystemExit(done.stderr.decode())
+    return [(x["id"], x["score"]) for x in json.loads(done.stdout)["items"]]
+
+
+def same_list(got, wanted, near=1e-4):
+    """Whether both have the same scores place by place, and the same item at each place but among
+    items whose scores are as near as that, which may have changed places, the last one also with
+    an item that is no longer listed."""
+    if len(got) != len(wanted):
+        return False
+    scores, last = dict(wanted), wanted[-1][1] if wanted else 0.0
+    for (item, score), (other, expected) in zip(got, wanted):
+        if abs(score - expected) > near:
+            return False
+        if item != other and abs(scores.get(item, last) - score) > near:
+            return False
+    return True
+
+
 def main():
     parser = argparse.ArgumentParser(description="the jobs on a local cluster, against one process")
     parser.add_argument("--bundle", required=True)
@@ -136,6 +162,7 @@ def main():
     parser.add_argument("--rows", type=int, default=25_000)
     parser.add_argument("--users", type=int, default=2_000)
     parser.add_argument("--keys", help="file of item ids to begin with, one a line")
+    parser.add_argument("--tercet", help="the command, whose lists must be the same")
     parser.add_argument("--work", help="folder to keep; a temporary one when absent")
     args = parser.parse_args()
     work = args.work or tempfile.mkdtemp(prefix="tercet-spark-")
@@ -231,6 +258,14 @@ def main():
         best = {u["user_id"]: [x["id"] for x in got[u["user_id"]]] for u in users[:20]}
         json.dump({"users": users[:20], "best": best}, file)
     print("the lists are those of one process")
+    if args.tercet:
+        exact = 0
+        for user in users:
+            items = [(x["id"], x["score"]) for x in got[user["user_id"]]]
+            wanted = by_the_sdk(args.tercet, args.bundle, user["history"], 10)
+            assert same_list(items, wanted), f"{user}: {items}, by the SDK {wanted}"
+            exact += [item for item, _ in items] == [item for item, _ in wanted]
+        print(f"the lists are the SDK's: {exact} of {len(users)} in the very order, the others but for ties")
     spark.stop()
     if not args.work:
         shutil.rmtree(work)
