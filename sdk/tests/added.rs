@@ -59,7 +59,7 @@ impl Weights {
 
     fn file(&self) -> Vec<u8> {
         let width = HIDDEN + DIM;
-        tensor_file(&[
+        tensor_file(vec![
             ("fusion.text.mean", vec![TEXT], vec![0.5; TEXT]),
             ("fusion.text.inv_std", vec![TEXT], vec![2.0; TEXT]),
             ("fusion.text.weight", vec![TEXT, width], self.text.clone()),

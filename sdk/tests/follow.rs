@@ -3,15 +3,15 @@
 
 mod common;
 
-use common::Rng;
+use common::{Hidden, Rng};
 use tercet::{Bundle, Event, Query, Row, Session, SessionOptions};
 
 const N: usize = 40;
 const WINDOW: usize = 20;
 
 /// Two heads: one forgets nothing, one fast.
-fn bundle(folder: &std::path::Path) -> Bundle {
-    common::student_bundle(folder, N, WINDOW)
+fn bundle(folder: &std::path::Path, stored: Hidden) -> Bundle {
+    common::student_bundle(folder, N, WINDOW, stored)
 }
 
 fn draw(r: &mut Rng) -> (Row, i64) {
@@ -27,8 +27,14 @@ fn distance(a: &[f32], b: &[f32]) -> f32 {
 
 #[test]
 fn following_equals_the_full_pass_and_does_not_drift() {
+    for stored in [Hidden::Codes, Hidden::Floats] {
+        follow(stored);
+    }
+}
+
+fn follow(stored: Hidden) {
     let folder = tempfile::tempdir().unwrap();
-    let bundle = bundle(folder.path());
+    let bundle = bundle(folder.path(), stored);
     let table = bundle.table();
     let (mut following, mut whole) = (
         bundle.load_user_tower().unwrap(),
@@ -69,9 +75,23 @@ fn following_equals_the_full_pass_and_does_not_drift() {
 }
 
 #[test]
+fn whole_numbers_give_what_floats_give() {
+    let folders = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let coded = bundle(folders[0].path(), Hidden::Codes);
+    let floats = bundle(folders[1].path(), Hidden::Floats);
+    let mut towers = [&coded, &floats].map(|b| b.load_user_tower().unwrap());
+    let mut r = Rng(5);
+    for length in [1, 2, 7, WINDOW] {
+        let history: Vec<(Row, i64)> = (0..length).map(|_| draw(&mut r)).collect();
+        let [got, want] = [0, 1].map(|k| towers[k].encode(coded.table(), &[&history]).unwrap());
+        assert!(distance(&got, &want) < 1e-5, "{length} events");
+    }
+}
+
+#[test]
 fn a_session_follows_through_a_full_history_and_a_snapshot() {
     let folder = tempfile::tempdir().unwrap();
-    let bundle = bundle(folder.path());
+    let bundle = bundle(folder.path(), Hidden::Codes);
     for limit in [WINDOW / 2, WINDOW, 3 * WINDOW] {
         let options = SessionOptions::default().max_history(limit);
         let mut s = Session::new(&bundle, options).unwrap();

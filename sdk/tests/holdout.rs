@@ -9,7 +9,7 @@ use tercet::{Error, Event, Query, Session, SessionOptions};
 #[test]
 fn holdout_is_what_a_session_would_have_recommended() {
     let folder = tempfile::tempdir().unwrap();
-    let bundle = common::student_bundle(folder.path(), 40, 20);
+    let bundle = common::student_bundle(folder.path(), 40, 20, common::Hidden::Codes);
     let mut rng = Rng(5);
     // Some items come twice, some are unknown.
     let events: Vec<String> = (0..30)

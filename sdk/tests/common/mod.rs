@@ -131,31 +131,80 @@ pub fn tower_bundle(folder: &Path, user: &[u8], fusion: &[u8]) -> tercet::Result
     writer.finish(m)
 }
 
-/// The bytes of a tensor file of f32 tensors.
-pub fn tensor_file(tensors: &[(&str, Vec<usize>, Vec<f32>)]) -> Vec<u8> {
+/// Values of a tensor.
+pub enum Values {
+    F32(Vec<f32>),
+    I8(Vec<i8>),
+}
+
+impl From<Vec<f32>> for Values {
+    fn from(values: Vec<f32>) -> Self {
+        Values::F32(values)
+    }
+}
+
+/// The bytes of a tensor file.
+pub fn tensor_file<V: Into<Values>>(tensors: Vec<(&str, Vec<usize>, V)>) -> Vec<u8> {
+    use safetensors::Dtype;
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("tensors");
+    let tensors: Vec<(&str, Vec<usize>, Dtype, Vec<u8>)> = tensors
+        .into_iter()
+        .map(|(name, shape, values)| match values.into() {
+            Values::F32(values) => {
+                let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+                (name, shape, Dtype::F32, bytes)
+            }
+            Values::I8(codes) => {
+                let bytes = codes.iter().flat_map(|v| v.to_le_bytes()).collect();
+                (name, shape, Dtype::I8, bytes)
+            }
+        })
+        .collect();
     let specs: Vec<TensorSpec> = tensors
         .iter()
-        .map(|(name, shape, _)| TensorSpec::new(*name, safetensors::Dtype::F32, shape.clone()))
+        .map(|(name, shape, dtype, _)| TensorSpec::new(*name, *dtype, shape.clone()))
         .collect();
     let mut writer = TensorWriter::create(&path, &specs).unwrap();
-    for (name, _, values) in tensors {
-        let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-        writer.write(name, &bytes).unwrap();
+    for (name, _, _, bytes) in &tensors {
+        writer.write(name, bytes).unwrap();
     }
     writer.finish().unwrap();
     std::fs::read(&path).unwrap()
 }
 
+/// How a tower's largest layer is stored.
+#[derive(Clone, Copy)]
+pub enum Hidden {
+    Codes,
+    /// What the codes stand for.
+    Floats,
+}
+
 /// A bundle of random items with a random student's user tower; one head forgets nothing, one fast.
-pub fn student_bundle(folder: &Path, items: usize, window: usize) -> Bundle {
-    let (mut r, d, f, h, m) = (Rng(1), DIM, 24, 2, 12);
+pub fn student_bundle(folder: &Path, items: usize, window: usize, stored: Hidden) -> Bundle {
+    let (mut r, d, f, h, m) = (Rng(1), DIM, 32, 2, 12);
     let summary = h * d + 1;
+    let codes: Vec<i8> = (0..d * f).map(|_| (r.float() * 127.0) as i8).collect();
     let mut random = |n: usize| r.vectors(n);
-    let weights = tensor_file(&[
+    let scales: Vec<f32> = random(f).iter().map(|x| (x.abs() + 0.1) / 127.0).collect();
+    let mut tensors: Vec<(&str, Vec<usize>, Values)> = match stored {
+        Hidden::Codes => vec![
+            ("user.hidden.weight", vec![d, f], Values::I8(codes)),
+            ("user.hidden.weight.scale", vec![f], scales.into()),
+        ],
+        Hidden::Floats => {
+            let scales = scales.iter().cycle();
+            let values: Vec<f32> = codes
+                .iter()
+                .zip(scales)
+                .map(|(c, s)| f32::from(*c) * s)
+                .collect();
+            vec![("user.hidden.weight", vec![d, f], values.into())]
+        }
+    };
+    let floats = [
         ("user.behaviors", vec![3, d], random(3 * d)),
-        ("user.hidden.weight", vec![d, f], random(d * f)),
         ("user.hidden.bias", vec![f], random(f)),
         ("user.gate.weight", vec![d, h], random(d * h)),
         ("user.gate.bias", vec![h], random(h)),
@@ -167,7 +216,9 @@ pub fn student_bundle(folder: &Path, items: usize, window: usize) -> Bundle {
         ("user.mix.bias", vec![m], random(m)),
         ("user.out.weight", vec![m, d], random(m * d)),
         ("user.out.bias", vec![d], random(d)),
-    ]);
+    ];
+    tensors.extend(floats.map(|(name, shape, values)| (name, shape, values.into())));
+    let weights = tensor_file(tensors);
     let (keys, vectors) = (keys(items), Rng(2).vectors(items * DIM));
     let table = ItemTableBuilder::new(DIM, Scheme::Int8, &keys, &vectors).unwrap();
     let mut writer = BundleWriter::create(folder.join("b.tercet")).unwrap();
