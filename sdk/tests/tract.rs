@@ -156,6 +156,11 @@ fn bad_graphs_are_errors() {
     engine_error(b"not a protobuf at all");
     engine_error(b"");
     engine_error(&user[..user.len() / 2]);
+    let (known, unknown) = (b"ReduceSum", b"Frobnicat");
+    let mut strange = user.clone();
+    let at = strange.windows(known.len()).position(|w| w == known);
+    strange[at.unwrap()..][..known.len()].copy_from_slice(unknown);
+    assert!(engine_error(&strange).contains("Frobnicat"));
     assert!(engine_error(&onnx::user_tower("vector", WINDOW, DIM)).contains("user_vector"));
     assert!(engine_error(&onnx::user_tower("user_vector", WINDOW + 1, DIM)).contains("shape"));
     assert!(engine_error(&onnx::user_tower("user_vector", WINDOW, DIM * 2)).contains("shape"));

@@ -2,7 +2,8 @@
 //! an accelerator is to run the towers.
 //!
 //! The library is loaded when asked for, never linked. It must be of version 1.24 or later; 1.24 and
-//! 1.31 were run. An execution provider that ONNX Runtime was built without, or whose own libraries
+//! 1.31 were run, and the GPU build of 1.31 without CUDA's own libraries, which its providers then
+//! name. An execution provider that ONNX Runtime was built without, or whose own libraries
 //! or device are missing, would by default be passed over in silence: here every provider asked for
 //! is tried alone, in order, and what was refused is reported, with the reason.
 
