@@ -258,7 +258,7 @@ pub fn export(
     };
     let (parts, draft, scorer) = match (&shards, &merged) {
         (Some(shards), Some(merged)) => {
-            let parts = parts.of_shards(merged, data)?;
+            let parts = parts.of_shards(merged, data, options.partitions)?;
             let draft = parts
                 .write(&staging.path().join("merged.tercet"), manifest.clone())
                 .map_err(|e| shards.blame(e))?;
@@ -492,7 +492,8 @@ impl<'a> Parts<'a> {
             dim: student.shape.dim,
             scheme: options.table,
             tail: options.tail,
-            partitions: options.partitions,
+            // As many as the table of the shards wants may be more than the data has items.
+            partitions: options.partitions.filter(|_| options.shards.is_none()),
             keys: data.items.keys().collect(),
             vectors: verify::to_vec(items)?.into(),
             popularity: counts
@@ -509,7 +510,12 @@ impl<'a> Parts<'a> {
     }
 
     /// The same for the items of shards, which hold those of `data`.
-    fn of_shards(self, merged: &'a Merged, data: &Dataset) -> Result<Self> {
+    fn of_shards(
+        self,
+        merged: &'a Merged,
+        data: &Dataset,
+        partitions: Option<usize>,
+    ) -> Result<Self> {
         let known = data.items.keys().enumerate();
         let known: HashMap<&str, usize> = known.map(|(i, key)| (key, i)).collect();
         let from: Vec<Option<usize>> = merged
@@ -536,6 +542,7 @@ impl<'a> Parts<'a> {
             None => vec![0; width],
         };
         Ok(Parts {
+            partitions,
             keys: merged.keys.iter().map(String::as_str).collect(),
             vectors: merged.vectors.values().into(),
             popularity: from

@@ -151,8 +151,10 @@ fn items_beyond_the_data_are_recommended_too() -> Outcome {
     vectors.splice(0..0, (0..140 * DIM).map(|i| (i as f32 * 0.37).sin()));
     let shards = folder.path().join("shards");
     write(&cut(&keys, &vectors, &[100, 200]), &shards)?;
+    // More partitions than the data has items.
     let options = ExportOptions {
         shards: Some(shards),
+        partitions: Some(80),
         ..ExportOptions::default()
     };
     let path = folder.path().join("large.tercet");
@@ -161,11 +163,13 @@ fn items_beyond_the_data_are_recommended_too() -> Outcome {
     assert!(report.quality.recall > 0.9, "{:?}", report.quality);
     let bundle = Bundle::open(&path)?;
     let table = bundle.table();
-    assert_eq!(table.find("new-7")?, Some(7));
-    let known = data.items.key(3);
-    assert_eq!(table.find(known)?, Some(143));
-    assert_eq!(table.attribute("title", 143)?.first(), Some(&"Thing 3"));
-    assert!(table.attribute("title", 7)?.is_empty());
+    assert_eq!(table.partitions(), Some(80));
+    let new = table.find("new-7")?.ok_or("a new item")?;
+    let known = table
+        .find(data.items.key(3))?
+        .ok_or("an item of the data")?;
+    assert_eq!(table.attribute("title", known)?.first(), Some(&"Thing 3"));
+    assert!(table.attribute("title", new)?.is_empty());
     Ok(())
 }
 
