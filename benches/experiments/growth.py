@@ -21,6 +21,7 @@ import time
 
 SHARD_ROWS = 250_000
 DIM = 64
+CLUSTERS = 1_000
 
 
 def peaks(pid, seen, stop):
@@ -138,7 +139,8 @@ def measure(out, command, group=None):
 
 
 def make_shards(catalogue, items, folder):
-    """Random vectors, a shard at a time."""
+    """Clustered vectors, a shard at a time: 1,000 clusters of uneven size, a decaying spectrum and uneven
+    norms, as in peers.py. Vectors without structure would have nothing to say about partitions."""
     import numpy as np
 
     sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "examples" / "spark"))
@@ -148,6 +150,12 @@ def make_shards(catalogue, items, folder):
         next(lines)
         known = [line.split(",", 1)[0] for line in lines]
     os.makedirs(folder, exist_ok=True)
+    shared = np.random.default_rng(CLUSTERS)
+    centres = shared.standard_normal((CLUSTERS, DIM), dtype="f4")
+    spectrum = (1 + np.arange(DIM, dtype="f4") / 8) ** -0.5
+    rotation = np.linalg.qr(shared.standard_normal((DIM, DIM)))[0].astype("f4")
+    share = np.arange(1, CLUSTERS + 1) ** -0.5
+    share /= share.sum()
     parts = -(-items // SHARD_ROWS)
     for part in range(parts):
         if os.path.exists(os.path.join(folder, shards.name(part, parts))):
@@ -155,8 +163,13 @@ def make_shards(catalogue, items, folder):
         first = part * SHARD_ROWS
         rows = range(first, min(first + SHARD_ROWS, items))
         keys = [known[row] if row < len(known) else f"more-{row:09}" for row in rows]
-        vectors = np.random.default_rng(part).standard_normal((len(rows), DIM), dtype="f4")
-        facts = shards.facts(part, parts, first, items, "random vectors")
+        own = np.random.default_rng(part)
+        cluster = own.choice(CLUSTERS, size=len(rows), p=share)
+        vectors = centres[cluster] + own.standard_normal((len(rows), DIM), dtype="f4")
+        vectors = (vectors * spectrum) @ rotation
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        vectors *= own.lognormal(0.0, 0.15, size=(len(rows), 1)).astype("f4")
+        facts = shards.facts(part, parts, first, items, "clustered vectors")
         shards.write(folder, facts, keys, vectors)
 
 
@@ -264,6 +277,21 @@ def under_pressure(folder):
     print()
 
 
+def lists(folder):
+    """From a history to its best items."""
+    rows = [(size, how, step, r["answer"]) for how, step in (("all", "lists"), ("partitions", "lists-partitioned")) for size, r in collect(folder, step)]
+    if not rows:
+        return
+    kernel, k = rows[0][3]["kernel"], rows[0][3]["k"]
+    print(f"| items | searched | recall@100 of full precision | history | best {k}, median µs | p95 | scan of all items, median µs | GB/s |")
+    print("|--:|---|--:|--:|--:|--:|--:|--:|")
+    for size, how, step, a in sorted(rows):
+        export = json.loads((folder / f"{step}-export-{size}.json").read_text())["answer"]
+        for one in a["recommend"]:
+            print(f"| {size:,} | {how} | {export['quality']['recall']:.4f} | {one['history']} | {one['median_micros']:,.0f} | {one['p95_micros']:,.0f} | {a['scan']['median_micros']:,.0f} | {a['scan']['gigabytes_per_second']:.1f} |")
+    print(f"\nKernel `{kernel}`.\n")
+
+
 def ticks(low, high):
     return [10.0**k for k in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)]
 
@@ -321,6 +349,7 @@ def report(folder, target):
     table(folder, ITEMS, "items")
     answers(folder)
     under_pressure(folder)
+    lists(folder)
     pathlib.Path(target).write_text(plot(folder))
 
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Growth: what training, distilling, exporting and serving cost as interactions and items grow.
 #
-#   benches/experiments/growth.sh [interactions|items|pressed]...
+#   benches/experiments/growth.sh [interactions|items|pressed|lists]...
 #
 # Options: TERCET_RUNS, TERCET_BIN and TERCET_THREADS (default here: 1), as in common.sh;
 # TERCET_SIZES, TERCET_ITEM_SIZES: the points (default: "10000 100000 1000000 10000000" interactions
@@ -12,6 +12,9 @@
 # `pressed` makes the largest table of items in 2 GiB of memory and serves it in 128 MiB, pages of files
 # included, where control groups can be made (Linux, usually root); elsewhere it says that it cannot.
 # TERCET_EXPORT_MIB and TERCET_SERVE_MIB are other limits.
+#
+# `lists` times the way from a history to the best 100 over 100,000 and 1,000,000 items, the whole table
+# and in partitions. Nothing else should run beside it.
 #
 # What is measured is cost, not quality: a few epochs, and rankings of 2,000 users. 10^7 of either take
 # 9 GB of disk at most.
@@ -135,7 +138,29 @@ pressed() {
   rm -rf "$b"
 }
 
+lists() {
+  local n p b s d=$runs/shop-100000
+  # Four times the root of the items, as `tercet export --help` proposes.
+  for n in 100000:1264 1000000:4000; do
+    p=${n#*:} n=${n%:*}
+    b=$runs/lists-$n s=$runs/shards-$n
+    done_with lists-$n lists-partitioned-$n && continue
+    shop 100000
+    student 100000
+    if [ ! -d "$b-partitioned.tercet" ]; then
+      "$python" "$here/growth.py" shards "$d/items.csv" $n "$s"
+      rm -f "$runs"/lists-{export,partitioned-export}-$n.json
+      step lists-export-$n "$tercet" export --student "$runs/student-100000" --data "$d" --shards "$s" --out "$b.tercet" --threads "$threads" --json
+      step lists-partitioned-export-$n "$tercet" export --student "$runs/student-100000" --data "$d" --shards "$s" --partitions $p --out "$b-partitioned.tercet" --threads "$threads" --json
+      rm -rf "$s"
+    fi
+    step lists-$n "$tercet" bench "$b.tercet" --runs 1000 -k 100 --json
+    step lists-partitioned-$n "$tercet" bench "$b-partitioned.tercet" --runs 1000 -k 100 --json
+    rm -rf "$b.tercet" "$b-partitioned.tercet"
+  done
+}
+
 parts=("$@")
-[ ${#parts[@]} -gt 0 ] || parts=(interactions items pressed)
+[ ${#parts[@]} -gt 0 ] || parts=(interactions items pressed lists)
 for part in "${parts[@]}"; do "$part"; done
 "$python" "$here/growth.py" report "$runs" "$root/benches/results/growth.svg"

@@ -18,6 +18,9 @@ pub(crate) struct Args {
     /// Repetitions of each measurement.
     #[arg(long, default_value_t = 50, value_parser = shared::positive)]
     runs: usize,
+    /// Items to recommend.
+    #[arg(short, long, default_value_t = 10, value_parser = shared::positive)]
+    k: usize,
     /// Print as JSON.
     #[arg(long)]
     json: bool,
@@ -29,13 +32,14 @@ struct Report {
     items: usize,
     dim: usize,
     table: Scheme,
+    k: usize,
     /// Opening the bundle with its files in the page cache.
     open: Timing,
     /// A fresh session's first answer: loading the user tower, running it, ranking.
     first_recommendation: Timing,
-    /// An event recorded and 10 items recommended, by length of the history.
+    /// An event recorded and k items recommended, by length of the history.
     recommend: Vec<Recommend>,
-    /// Ranking alone: the best 10 of the whole table for one user vector.
+    /// Ranking alone: the best k of the whole table for one user vector.
     scan: Scan,
 }
 
@@ -81,7 +85,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         .with_context(|| format!("{} must not be used", args.bundle.display()))?;
     let table = bundle.table();
     let items = table.len();
-    let query = Query::top(10);
+    let query = Query::top(args.k);
     let key = |i: usize| table.key((i % items) as u32).map(str::to_string);
 
     let open = time(args.runs, || {
@@ -107,7 +111,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
             session.record(Event::new(key(next)?))?;
             next += 7;
         }
-        let expected = 10.min(items - history.min(items));
+        let expected = args.k.min(items - history.min(items));
         anyhow::ensure!(
             session.recommend(&query)?.len() >= expected,
             "fewer recommendations than items that are left"
@@ -123,7 +127,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
 
     let user = table.vector(0)?;
     // The whole table, also where a query would look at some of its partitions.
-    let search = Search::top(10).effort(Effort::Exact);
+    let search = Search::top(args.k).effort(Effort::Exact);
     let best = table.search(&user, &search)?;
     let least = best.last().map_or(f32::NEG_INFINITY, |s| s.score);
     let better = (0..items as u32)
@@ -131,7 +135,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         .filter(|s| s.as_ref().is_ok_and(|s| *s > least + 1e-3 * least.abs()))
         .count();
     anyhow::ensure!(
-        better < 10,
+        better < args.k.min(items),
         "the scan missed {} better items",
         better + 1 - best.len()
     );
@@ -146,6 +150,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         items,
         dim: table.dim(),
         table: table.scheme(),
+        k: args.k,
         open,
         first_recommendation,
         recommend,
@@ -158,8 +163,8 @@ pub(crate) fn run(args: Args) -> Result<()> {
         return output::json(&report);
     }
     println!(
-        "{items} items × {} ({}), kernel {}",
-        report.dim, report.table, report.kernel
+        "the best {} of {items} items × {} ({}), kernel {}",
+        args.k, report.dim, report.table, report.kernel
     );
     println!("{:<24}{:>12}{:>12}", "µs", "median", "p95");
     let row = |name: &str, t: Timing| {
