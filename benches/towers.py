@@ -19,7 +19,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 TARGET = os.path.abspath(os.environ.get("CARGO_TARGET_DIR", os.path.join(ROOT, "target")))
 VENV = os.path.abspath(os.environ.get("TOWERS_VENV", os.path.join(TARGET, "towers")))
 WHEELS = ["tensorflow-cpu==2.21.0", "ai-edge-litert==2.3.0"]
-EPSILON, PASSES = 1e-6, 2000
+PASSES = 2000
 
 
 def install():
@@ -66,7 +66,7 @@ def forward(m, w, x):
     gate = m.sigmoid(m.matmul(x, w["user.gate.weight"]) + w["user.gate.bias"])
     decay = m.constant([[float(g) ** (length - 1 - j) for g in w["user.decays"]] for j in range(length)])
     gate = gate * decay
-    scale = 1 / (m.sum(gate) + EPSILON)
+    scale = 1 / (m.sum(gate) + m.constant(w["user.prior"]))
     means = m.matmul(m.transpose(gate), hidden) * m.column(scale)
     passed = m.matmul(m.transpose(gate), x) * m.column(scale)
     value = w["user.value.weight"]

@@ -59,9 +59,9 @@ ml1m() {
   run ml1m-ease train --model ease --data "$data/$d" --set "lambda=[500.0,1000.0]" --set train.metric=ndcg@20
   slices ml1m-ease $d
   run ml1m-lightgcn-1 train --model lightgcn --data "$data/$d" --seed 1 --set batch=8192 --set lr=5e-3 --epochs 40 --set train.eval_every=2
-  run ml1m-diffmm-1 train --model diffmm --data "$data/$d" --seed 1 --set standardize=true --set batch=8192 --set lr=5e-3 --epochs 20
   for s in 1 2 3; do
-    run ml1m-student-$s distill --teacher "$runs/ml1m-ease" --data "$data/$d" --seed $s --epochs 9 --set dim=128 --set teacher_weight=0.0 --set drop_steps=0.0
+    run ml1m-diffmm-$s train --model diffmm --data "$data/$d" --seed $s --set standardize=true --set batch=8192 --set lr=5e-3 --epochs 20
+    run ml1m-student-$s distill --teacher "$runs/ml1m-ease" --data "$data/$d" --seed $s --epochs 9 --set dim=128 --set teacher_weight=0.0 --set drop_steps=0.0 --set start_scale=0.6
     pack ml1m-student-$s $d
   done
 }

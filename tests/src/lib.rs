@@ -99,6 +99,7 @@ pub fn student(data: &Dataset) -> Outcome<Student> {
         event_hidden: 64,
         half_lives: vec![0.0, 4.0, 0.5],
         readout_hidden: 40,
+        prior: vec![0.6, 0.2, 1e-6],
     };
     let dev = Device::Cpu;
     let n = data.num_items();

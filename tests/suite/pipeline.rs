@@ -79,10 +79,7 @@ fn from_a_shop_to_a_device() -> Outcome {
     let packed = ndcg(evaluate(&BundleScorer::new(&bundle, &data)?, &data, &test)?.metrics);
     println!("ndcg@20: popularity {popular:.4}, student {full:.4}, bundle {packed:.4}");
     assert!(full > 1.2 * popular);
-    assert!(
-        (packed - full).abs() < 0.02 * full,
-        "int8 costs more than 2 %"
-    );
+    assert!(packed > 0.98 * full, "int8 costs more than 2 %");
 
     // A user nobody has seen.
     let mut session = Session::new(&bundle, SessionOptions::default())?;

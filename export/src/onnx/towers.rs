@@ -10,9 +10,6 @@ use super::proto::{DataType, ModelProto};
 use super::weights::{TensorData, TowerTensor, Weights};
 use crate::error::{Error, Result};
 
-/// Keeps the mean of an empty head at zero; that of the student's user tower.
-const EPSILON: f32 = 1e-6;
-
 /// A tower ready to be written.
 #[derive(Debug, Clone)]
 pub struct Tower {
@@ -272,8 +269,11 @@ pub fn user_tower(student: &Student, form: Weights, metadata: &[(&str, String)])
         &[&weights, &events_axis],
         &keep,
     );
-    let epsilon = g.floats("user.epsilon", &[1], &[EPSILON]);
-    let total = g.op("Add", "user.weights.positive", &[&total, &epsilon]);
+    let prior: Vec<f32> = shape.prior().into_iter().map(|c| c as f32).collect();
+    let prior = TowerTensor::exact("user.prior", &[heads], prior);
+    let added = constant(&mut g, &prior);
+    source.tensors.push(prior);
+    let total = g.op("Add", "user.weights.with_prior", &[&total, &added]);
     let shares = g.op("Div", "user.shares", &[&weights, &total]);
     let perm = [Attr::Ints("perm", vec![0, 2, 1])];
     let shares = g.op_with("Transpose", "user.shares.by_head", &[&shares], &perm);

@@ -51,7 +51,14 @@ pub struct StudentShape {
     pub half_lives: Vec<f64>,
     /// Hidden width of the readout.
     pub readout_hidden: usize,
+    /// c per head: the weight added to that of a head's events before their mean is taken. Absent:
+    /// as good as none.
+    #[serde(default)]
+    pub prior: Vec<f64>,
 }
+
+/// Least c: keeps the mean of an empty head at zero, and is far below any gate's value otherwise.
+pub(crate) const LEAST_PRIOR: f64 = 1e-6;
 
 impl StudentShape {
     /// Checks ranges.
@@ -86,6 +93,14 @@ impl StudentShape {
         {
             return Err(Error::config("half_lives must be finite and not negative"));
         }
+        let (heads, prior) = (self.half_lives.len(), &self.prior);
+        if !(prior.is_empty() || prior.len() == heads)
+            || prior.iter().any(|c| !(c.is_finite() && *c >= LEAST_PRIOR))
+        {
+            return Err(Error::config(format!(
+                "prior must be {heads} numbers of at least {LEAST_PRIOR}, or absent"
+            )));
+        }
         Ok(())
     }
 
@@ -101,6 +116,15 @@ impl StudentShape {
                 }
             })
             .collect()
+    }
+
+    /// [`prior`](Self::prior) of every head.
+    pub fn prior(&self) -> Vec<f64> {
+        if self.prior.is_empty() {
+            vec![LEAST_PRIOR; self.half_lives.len()]
+        } else {
+            self.prior.clone()
+        }
     }
 
     /// Index of the learnt modality.

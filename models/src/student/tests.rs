@@ -47,6 +47,7 @@ fn student(half_lives: Vec<f64>) -> Result<Student> {
         event_hidden: 12,
         half_lives,
         readout_hidden: 10,
+        prior: Vec::new(),
     };
     let mut r = crate::rng::stream(1, crate::rng::Purpose::Init, &[]);
     let graph = crate::rng::normal(&mut r, (4, 16), 1.0, &Device::Cpu)?;
@@ -131,6 +132,30 @@ fn order_matters_only_through_the_half_lives() -> Result<()> {
 }
 
 #[test]
+fn a_prior_counts_as_much_as_events_of_its_weight() -> Result<()> {
+    let s = student(vec![0.0, 0.0])?;
+    let data = data()?;
+    let f = s.features(&data)?;
+    let v = s.item_vectors(&f, f.present())?;
+    let h = [event(0, 1), event(1, 1)];
+    let pooled = s.user.pool(&v, &[&h], None)?;
+    let of = |c: &[f64]| -> Result<Vec<f32>> {
+        let means = s.user.means(&pooled, c)?;
+        Ok(means
+            .narrow(1, 0, 2 * s.shape.dim)?
+            .flatten_all()?
+            .to_vec1()?)
+    };
+    // As much weight again as the events have halves their mean.
+    let (whole, half) = (of(&[0.0, 0.0])?, of(&pooled.mean_weights()?)?);
+    assert!(whole.iter().any(|x| x.abs() > 0.1));
+    for (x, y) in whole.iter().zip(&half) {
+        assert!((x / 2.0 - y).abs() < 1e-6, "{x} {y}");
+    }
+    Ok(())
+}
+
+#[test]
 fn an_absent_modality_contributes_nothing() -> Result<()> {
     let s = student(vec![0.0])?;
     let data = data()?;
@@ -152,6 +177,12 @@ fn impossible_shapes_are_refused() -> Result<()> {
     shape.dim = 20;
     assert!(shape.check().is_err());
     shape.dim = 16;
+    shape.prior = vec![2.0, 2.0];
+    assert!(shape.check().is_err());
+    shape.prior = vec![0.0];
+    assert!(shape.check().is_err());
+    shape.prior = vec![2.0];
+    assert!(shape.check().is_ok());
     shape.half_lives = vec![f64::NAN];
     assert!(shape.check().is_err());
     Ok(())

@@ -15,13 +15,19 @@ use crate::rng::{self, Purpose, Stream};
 /// A gated, decayed mean per head over all events, read out by a small network:
 ///
 /// `x_j = v_{i_j} + e_{b_j}`, `f_j = x_j + relu(x_j W₁ + b₁) W₂ₕ`, `g_j = σ(x_j W_g + b_g)`,
-/// `S_h = Σ_j γ_h^{age_j} g_jh f_jh`, `z_h = Σ_j γ_h^{age_j} g_jh`, `m_h = S_h/(z_h+ε)`,
+/// `S_h = Σ_j γ_h^{age_j} g_jh f_jh`, `z_h = Σ_j γ_h^{age_j} g_jh`, `m_h = S_h/(z_h+c_h)`,
 /// `r = [m_1 … m_H, ln(1+n)/4]`,
 /// `u = Σ_h a_h ⊙ m_h + r W_s + relu(r W_a + b_a) W_b + b`,
 ///
-/// where `age_j` counts the events after j. One more event multiplies every `S_h` and `z_h` by
-/// `γ_h` and adds one term: the cost does not depend on the history's length, and the result is
-/// that of the full pass. With no events `r` is zero, so `b` (with the readout's biases) is the
+/// where `age_j` counts the events after j. One more event multiplies every `S_h` and `z_h` by `γ_h`
+/// and adds one term: the cost does not depend on the history's length, and the result is that of
+/// the full pass.
+///
+/// `c_h` is the weight that a history needs to be taken at its word ([`StudentShape::prior`]). A
+/// mean of many events is shorter than that of a few, since they agree in less: without `c_h` the
+/// terms that do not depend on the history would outvote those that do where most is known.
+///
+/// With no events `r` is zero, so `b` (with the readout's biases) is the
 /// learnt prior.
 ///
 /// The item vectors pass straight through, so that an untrained tower gives the mean of the
@@ -32,6 +38,7 @@ pub struct UserTower {
     heads: usize,
     dim: usize,
     decays: Vec<f32>,
+    prior: Vec<f64>,
     behaviors: Tensor,
     hidden: Linear,
     value: Tensor,
@@ -43,8 +50,21 @@ pub struct UserTower {
     dev: Device,
 }
 
-/// Keeps the mean of an empty head at zero; far below any gate's value otherwise.
-pub(super) const EPSILON: f64 = 1e-6;
+/// A history as the readout meets it: per head the weighted sum of events `[B, D]` and the sum of
+/// the weights `[B, 1]`, and `ln(1+n)/4` `[B, 1]`.
+pub(crate) struct Pooled {
+    sums: Vec<Tensor>,
+    weights: Vec<Tensor>,
+    counts: Tensor,
+}
+
+impl Pooled {
+    /// Per head the mean weight of a history.
+    pub(crate) fn mean_weights(&self) -> Result<Vec<f64>> {
+        let mean = |w: &Tensor| Ok(f64::from(w.mean_all()?.to_scalar::<f32>()?));
+        self.weights.iter().map(mean).collect()
+    }
+}
 
 /// Gain of untrained weights beside the direct path.
 const QUIET: f64 = 0.01;
@@ -71,6 +91,7 @@ impl UserTower {
             heads,
             dim: d,
             decays: shape.decays(),
+            prior: shape.prior(),
             behaviors: params.add("user.behaviors", &table)?,
             hidden: Linear::new(params, "user.hidden", d, e, seed, dev)?,
             value,
@@ -91,8 +112,9 @@ impl UserTower {
         })
     }
 
-    /// Multiplies the direct path: the scale of an untrained tower.
-    pub(crate) fn scale_direct(&self, params: &Params, factor: f64) -> Result<()> {
+    /// Starts an untrained tower: `c_h` of the heads, and a factor of the direct path.
+    pub(crate) fn start(&mut self, params: &Params, prior: &[f64], factor: f64) -> Result<()> {
+        self.prior = prior.to_vec();
         params.set("user.direct", &(&self.direct * factor)?)
     }
 
@@ -108,6 +130,7 @@ impl UserTower {
             heads: self.heads,
             dim: self.dim,
             decays: self.decays.clone(),
+            prior: self.prior.clone(),
             behaviors: self.behaviors.copy()?.detach(),
             hidden: linear(&self.hidden)?,
             value: self.value.copy()?.detach(),
@@ -130,6 +153,17 @@ impl UserTower {
         histories: &[&[HistoryEvent]],
         noise: Option<(&mut Stream, f64)>,
     ) -> Result<Tensor> {
+        let pooled = self.pool(items, histories, noise)?;
+        self.user_vectors(&pooled, &self.prior)
+    }
+
+    /// The part of [`forward`](Self::forward) up to the sums over events.
+    pub(crate) fn pool(
+        &self,
+        items: &Tensor,
+        histories: &[&[HistoryEvent]],
+        noise: Option<(&mut Stream, f64)>,
+    ) -> Result<Pooled> {
         let b = histories.len();
         let mut index: HashMap<(u32, u8), u32> = HashMap::new();
         let mut pairs: Vec<HistoryEvent> = Vec::new();
@@ -150,8 +184,12 @@ impl UserTower {
         let counts = Tensor::from_vec(counts, (b, 1), &self.dev)?;
         let width = self.heads * self.dim;
         if pairs.is_empty() {
-            let zero = Tensor::zeros((b, width), candle_core::DType::F32, &self.dev)?;
-            return self.read_out(&Tensor::cat(&[&zero, &counts], 1)?);
+            let zeros = |d| Tensor::zeros((b, d), candle_core::DType::F32, &self.dev);
+            return Ok(Pooled {
+                sums: vec![zeros(self.dim)?; self.heads],
+                weights: vec![zeros(1)?; self.heads],
+                counts,
+            });
         }
         let ids: Vec<u32> = pairs.iter().map(|e| e.item).collect();
         let kinds: Vec<u32> = pairs.iter().map(|e| u32::from(e.behavior)).collect();
@@ -172,9 +210,9 @@ impl UserTower {
             .broadcast_mul(&g.unsqueeze(2)?)?
             .reshape((n, width))?;
         // Heads of equal decay share one sparse product.
-        let mut means: Vec<Option<Tensor>> = vec![None; self.heads];
+        let mut found: Vec<Option<(Tensor, Tensor)>> = vec![None; self.heads];
         for head in 0..self.heads {
-            if means[head].is_some() {
+            if found[head].is_some() {
                 continue;
             }
             let decay = self.decays[head];
@@ -195,14 +233,32 @@ impl UserTower {
             }
             let pooled = pool.apply(&Tensor::cat(&columns, 1)?)?;
             for (k, &h) in same.iter().enumerate() {
-                let s = pooled.narrow(1, k * self.dim, self.dim)?;
-                let z = pooled.narrow(1, same.len() * self.dim + k, 1)?;
-                means[h] = Some(s.broadcast_div(&(z + EPSILON)?)?);
+                let sum = pooled.narrow(1, k * self.dim, self.dim)?;
+                let weight = pooled.narrow(1, same.len() * self.dim + k, 1)?;
+                found[h] = Some((sum, weight));
             }
         }
-        let mut parts: Vec<Tensor> = means.into_iter().flatten().collect();
-        parts.push(counts);
-        self.read_out(&Tensor::cat(&parts, 1)?)
+        let (sums, weights) = found.into_iter().flatten().unzip();
+        Ok(Pooled {
+            sums,
+            weights,
+            counts,
+        })
+    }
+
+    /// The rest of it, `[B, D]`, for given `c_h`.
+    pub(crate) fn user_vectors(&self, pooled: &Pooled, prior: &[f64]) -> Result<Tensor> {
+        self.read_out(&self.means(pooled, prior)?)
+    }
+
+    /// r, `[B, H·D + 1]`.
+    pub(super) fn means(&self, pooled: &Pooled, prior: &[f64]) -> Result<Tensor> {
+        let heads = pooled.sums.iter().zip(&pooled.weights).zip(prior);
+        let mut parts = heads
+            .map(|((sum, weight), c)| Ok(sum.broadcast_div(&(weight + *c)?)?))
+            .collect::<Result<Vec<_>>>()?;
+        parts.push(pooled.counts.clone());
+        Ok(Tensor::cat(&parts, 1)?)
     }
 
     fn read_out(&self, r: &Tensor) -> Result<Tensor> {

@@ -9,8 +9,8 @@ use crate::engine::{EngineReport, Follower, Input, InputData, ItemVector, Tower,
 use crate::error::{Error, Result};
 use crate::kernel;
 
-/// Keeps the mean of a head without events at zero; the same number as in training.
-const EPSILON: f32 = 1e-6;
+/// c where a bundle names none: keeps the mean of a head without events at zero.
+const LEAST_PRIOR: f32 = 1e-6;
 
 /// The student's user tower.
 pub(in crate::engine) struct CompactUserTower(Arc<Weights>);
@@ -25,6 +25,8 @@ struct Weights {
     starts: Vec<f32>,
     /// What a head's sums are multiplied with when one more event arrives.
     decays: Vec<f32>,
+    /// What is added to the sum of a head's weights before the mean is taken.
+    prior: Vec<f32>,
     hidden: Dense,
     /// The same for items that come as codes.
     coded: Option<Coded>,
@@ -46,6 +48,13 @@ impl CompactUserTower {
         let mut file = open(path, bytes)?;
         let decays = file.take::<f32>("user.decays", &[None])?.get().to_vec();
         let heads = decays.len();
+        let prior = if file.contains("user.prior") {
+            file.take::<f32>("user.prior", &[Some(heads)])?
+                .get()
+                .to_vec()
+        } else {
+            vec![LEAST_PRIOR; heads]
+        };
         let behaviors = file.take::<f32>("user.behaviors", &[None, Some(dim)])?;
         let d = Some(dim);
         let hidden = Dense::take(&mut file, "user.hidden", d, None, true)?;
@@ -77,6 +86,7 @@ impl CompactUserTower {
             behaviors,
             starts,
             decays,
+            prior,
             coded: hidden.coded(),
             hidden,
             gate,
@@ -309,7 +319,7 @@ impl Running {
         // The value matrix is linear: one product per head after the sums instead of one per event.
         user.fill(0.0);
         for head in 0..w.heads {
-            let scale = 1.0 / (self.totals[head] + EPSILON);
+            let scale = 1.0 / (self.totals[head] + w.prior[head]);
             let sum = &self.sums[head * width..(head + 1) * width];
             for (m, s) in self.mean.iter_mut().zip(sum) {
                 *m = s * scale;
