@@ -5,7 +5,9 @@ usage: growth.py measure OUT.json COMMAND…     CPU seconds and peak memory of 
                                                the same in a control group of so much memory, once
                                                the folders' files are out of the page cache
        growth.py groups                        whether there are control groups to make
-       growth.py shards ITEMS.csv N FOLDER     vectors of N items, the first of them those of a shop
+       growth.py shards ITEMS.csv N FOLDER [BUNDLE]
+                                               vectors of N items, the first of them a shop's: random
+                                               ones, or around those of a bundle
        growth.py report RUNS_FOLDER PLOT.svg   prints the tables, writes the plot
 """
 import json
@@ -21,7 +23,6 @@ import time
 
 SHARD_ROWS = 250_000
 DIM = 64
-CLUSTERS = 1_000
 
 
 def peaks(pid, seen, stop):
@@ -138,9 +139,10 @@ def measure(out, command, group=None):
     os.replace(partial, out)
 
 
-def make_shards(catalogue, items, folder):
-    """Clustered vectors, a shard at a time: 1,000 clusters of uneven size, a decaying spectrum and uneven
-    norms, as in peers.py. Vectors without structure would have nothing to say about partitions."""
+def make_shards(catalogue, items, folder, bundle=None):
+    """A shard at a time: random vectors or, with a bundle whose table is in f32, its own vectors and
+    further ones around them (cosine about 0.8). Random vectors have nothing to say about partitions,
+    and no user is near any of them."""
     import numpy as np
 
     sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "examples" / "spark"))
@@ -149,13 +151,8 @@ def make_shards(catalogue, items, folder):
     with open(catalogue) as lines:
         next(lines)
         known = [line.split(",", 1)[0] for line in lines]
+    own = None if bundle is None else table_of(bundle)
     os.makedirs(folder, exist_ok=True)
-    shared = np.random.default_rng(CLUSTERS)
-    centres = shared.standard_normal((CLUSTERS, DIM), dtype="f4")
-    spectrum = (1 + np.arange(DIM, dtype="f4") / 8) ** -0.5
-    rotation = np.linalg.qr(shared.standard_normal((DIM, DIM)))[0].astype("f4")
-    share = np.arange(1, CLUSTERS + 1) ** -0.5
-    share /= share.sum()
     parts = -(-items // SHARD_ROWS)
     for part in range(parts):
         if os.path.exists(os.path.join(folder, shards.name(part, parts))):
@@ -163,14 +160,28 @@ def make_shards(catalogue, items, folder):
         first = part * SHARD_ROWS
         rows = range(first, min(first + SHARD_ROWS, items))
         keys = [known[row] if row < len(known) else f"more-{row:09}" for row in rows]
-        own = np.random.default_rng(part)
-        cluster = own.choice(CLUSTERS, size=len(rows), p=share)
-        vectors = centres[cluster] + own.standard_normal((len(rows), DIM), dtype="f4")
-        vectors = (vectors * spectrum) @ rotation
-        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-        vectors *= own.lognormal(0.0, 0.15, size=(len(rows), 1)).astype("f4")
-        facts = shards.facts(part, parts, first, items, "clustered vectors")
-        shards.write(folder, facts, keys, vectors)
+        random = np.random.default_rng(part)
+        vectors = random.standard_normal((len(rows), DIM), dtype="f4")
+        if own is not None:
+            near = own[random.integers(len(own), size=len(rows))]
+            vectors = near + vectors * 0.75 * np.linalg.norm(near, axis=1, keepdims=True) / DIM**0.5
+            there = max(0, min(len(own) - first, len(rows)))
+            vectors[:there] = own[first : first + there]
+        facts = shards.facts(part, parts, first, items, "vectors of growth.py")
+        shards.write(folder, facts, keys, vectors.astype("f4"))
+
+
+def table_of(bundle):
+    """`[N, D]`: the item vectors of a bundle whose table is in f32."""
+    import numpy as np
+
+    raw = (pathlib.Path(bundle) / "items.safetensors").read_bytes()
+    size = int.from_bytes(raw[:8], "little")
+    codes = json.loads(raw[8 : 8 + size])["codes"]
+    if codes["dtype"] != "F32":
+        sys.exit(f"{bundle}: the table is in {codes['dtype']}, expected F32")
+    start, end = codes["data_offsets"]
+    return np.frombuffer(raw[8 + size + start : 8 + size + end], "<f4").reshape(codes["shape"])
 
 
 def slope(a, b, value):
@@ -287,8 +298,11 @@ def lists(folder):
     print("|--:|---|--:|--:|--:|--:|--:|--:|")
     for size, how, step, a in sorted(rows):
         export = json.loads((folder / f"{step}-export-{size}.json").read_text())["answer"]
+        recall = export["quality"].get("recall_probing") or export["quality"]["recall"]
+        if how == "partitions":
+            how = f"{export['quality']['probes']} partitions"
         for one in a["recommend"]:
-            print(f"| {size:,} | {how} | {export['quality']['recall']:.4f} | {one['history']} | {one['median_micros']:,.0f} | {one['p95_micros']:,.0f} | {a['scan']['median_micros']:,.0f} | {a['scan']['gigabytes_per_second']:.1f} |")
+            print(f"| {size:,} | {how} | {recall:.4f} | {one['history']} | {one['median_micros']:,.0f} | {one['p95_micros']:,.0f} | {a['scan']['median_micros']:,.0f} | {a['scan']['gigabytes_per_second']:.1f} |")
     print(f"\nKernel `{kernel}`.\n")
 
 
@@ -365,8 +379,8 @@ if __name__ == "__main__":
                 Group.root()
             except LookupError as e:
                 sys.exit(str(e))
-        case ["shards", catalogue, items, folder]:
-            make_shards(catalogue, int(items), folder)
+        case ["shards", catalogue, items, folder, *bundle] if len(bundle) < 2:
+            make_shards(catalogue, int(items), folder, *bundle)
         case ["report", folder, target]:
             report(folder, target)
         case _:

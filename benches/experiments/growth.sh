@@ -148,7 +148,8 @@ lists() {
     shop 100000
     student 100000
     if [ ! -d "$b-partitioned.tercet" ]; then
-      "$python" "$here/growth.py" shards "$d/items.csv" $n "$s"
+      "$tercet" export --student "$runs/student-100000" --data "$d" --table f32 --out "$runs/f32.tercet" "${most[@]}" --json >/dev/null
+      "$python" "$here/growth.py" shards "$d/items.csv" $n "$s" "$runs/f32.tercet"
       rm -f "$runs"/lists-{export,partitioned-export}-$n.json
       step lists-export-$n "$tercet" export --student "$runs/student-100000" --data "$d" --shards "$s" --out "$b.tercet" --threads "$threads" --json
       step lists-partitioned-export-$n "$tercet" export --student "$runs/student-100000" --data "$d" --shards "$s" --partitions $p --out "$b-partitioned.tercet" --threads "$threads" --json
