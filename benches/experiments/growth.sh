@@ -157,7 +157,7 @@ lists() {
     fi
     step lists-$n "$tercet" bench "$b.tercet" --runs 1000 -k 100 --json
     step lists-partitioned-$n "$tercet" bench "$b-partitioned.tercet" --runs 1000 -k 100 --json
-    rm -rf "$b.tercet" "$b-partitioned.tercet"
+    rm -rf "$b.tercet" "$b-partitioned.tercet" "$runs/f32.tercet"
   done
 }
 
