@@ -59,7 +59,11 @@ fn from_a_shop_to_a_device() -> Outcome {
         &student,
         &data,
         &Provenance::default(),
-        &ExportOptions::default(),
+        // Lifting cold items would hide what rounding costs.
+        &ExportOptions {
+            cold_share: 0.0,
+            ..ExportOptions::default()
+        },
         &path,
     )?;
     println!("{report:#?}");
@@ -79,7 +83,10 @@ fn from_a_shop_to_a_device() -> Outcome {
     let packed = ndcg(evaluate(&BundleScorer::new(&bundle, &data)?, &data, &test)?.metrics);
     println!("ndcg@20: popularity {popular:.4}, student {full:.4}, bundle {packed:.4}");
     assert!(full > 1.2 * popular);
-    assert!(packed > 0.98 * full, "int8 costs more than 2 %");
+    assert!(
+        (packed - full).abs() < 0.02 * full,
+        "int8 changes more than 2 %"
+    );
 
     // A user nobody has seen.
     let mut session = Session::new(&bundle, SessionOptions::default())?;
