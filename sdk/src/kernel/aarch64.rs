@@ -93,37 +93,39 @@ pub(super) unsafe fn dot_f16(query: &[f32], rows: &[u16], out: &mut [f32]) {
     }
 }
 
-/// Eight lanes of f32.
-type Eight = [float32x4_t; 2];
+/// Values of a vector.
+const LANES: usize = 8;
+/// Such values.
+type Floats = [float32x4_t; 2];
 
 #[target_feature(enable = "neon")]
-fn zero() -> Eight {
+fn zero() -> Floats {
     [vdupq_n_f32(0.0); 2]
 }
 
 #[target_feature(enable = "neon")]
-fn splat(x: f32) -> Eight {
+fn splat(x: f32) -> Floats {
     [vdupq_n_f32(x); 2]
 }
 
 #[target_feature(enable = "neon")]
-fn fused(sum: Eight, x: Eight, w: Eight) -> Eight {
+fn fused(sum: Floats, x: Floats, w: Floats) -> Floats {
     [vfmaq_f32(sum[0], x[0], w[0]), vfmaq_f32(sum[1], x[1], w[1])]
 }
 
 #[target_feature(enable = "neon")]
-fn times(x: Eight, y: Eight) -> Eight {
+fn times(x: Floats, y: Floats) -> Floats {
     [vmulq_f32(x[0], y[0]), vmulq_f32(x[1], y[1])]
 }
 
 #[target_feature(enable = "neon")]
-fn plus(x: Eight, y: Eight) -> Eight {
+fn plus(x: Floats, y: Floats) -> Floats {
     [vaddq_f32(x[0], y[0]), vaddq_f32(x[1], y[1])]
 }
 
 /// Zero for what is negative or not a number.
 #[target_feature(enable = "neon")]
-fn positive(x: Eight) -> Eight {
+fn positive(x: Floats) -> Floats {
     let zero = vdupq_n_f32(0.0);
     [vmaxnmq_f32(x[0], zero), vmaxnmq_f32(x[1], zero)]
 }
@@ -131,7 +133,7 @@ fn positive(x: Eight) -> Eight {
 /// # Safety
 /// The CPU has NEON; there is room for eight values.
 #[target_feature(enable = "neon")]
-unsafe fn store(to: *mut f32, values: Eight) {
+unsafe fn store(to: *mut f32, values: Floats) {
     // SAFETY: by this function's contract.
     unsafe {
         vst1q_f32(to, values[0]);
@@ -142,7 +144,7 @@ unsafe fn store(to: *mut f32, values: Eight) {
 /// # Safety
 /// The CPU has NEON; there are eight values.
 #[target_feature(enable = "neon")]
-unsafe fn eight_f32(from: *const f32) -> Eight {
+unsafe fn floats_at(from: *const f32) -> Floats {
     // SAFETY: by this function's contract.
     unsafe { [vld1q_f32(from), vld1q_f32(from.add(4))] }
 }
@@ -152,25 +154,25 @@ unsafe fn eight_f32(from: *const f32) -> Eight {
 /// # Safety
 /// The CPU has NEON; there are eight values.
 #[target_feature(enable = "neon")]
-unsafe fn eight_i8(from: *const i8) -> Eight {
+unsafe fn codes_at(from: *const i8) -> Floats {
     // SAFETY: by this function's contract.
     let codes = vcombine_s8(unsafe { vld1_s8(from) }, vdup_n_s8(0));
     // Byte 3 of lane i is value i, the others are beyond the table and so zero.
-    let top = |i: u32| vreinterpretq_u8_u32(vaddq_u32(vdupq_n_u32(i << 24 | 0x00ff_ffff), LANES));
+    let top = |i: u32| vreinterpretq_u8_u32(vaddq_u32(vdupq_n_u32(i << 24 | 0x00ff_ffff), PLACES));
     let widen = |tops| vcvtq_f32_s32(vreinterpretq_s32_s8(vqtbl1q_s8(codes, tops)));
     [widen(top(0)), widen(top(4))]
 }
 
 /// Lane i holds i in its top byte.
 // SAFETY: four numbers are a vector of them.
-const LANES: uint32x4_t = unsafe { std::mem::transmute([0u32, 1 << 24, 2 << 24, 3 << 24]) };
+const PLACES: uint32x4_t = unsafe { std::mem::transmute([0u32, 1 << 24, 2 << 24, 3 << 24]) };
 
 linear!(
     /// A layer with int8 weights.
     linear_i8,
     i8,
     "neon",
-    eight_i8,
+    codes_at,
     scalar::I8_UNIT
 );
 
@@ -179,22 +181,22 @@ linear!(
     linear_f32,
     f32,
     "neon",
-    eight_f32,
+    floats_at,
     1.0
 );
 
 fade!("neon");
 
-/// Eight sums of integers.
-type Lanes = [int32x4_t; 2];
+/// As many sums of integers.
+type Sums = [int32x4_t; 2];
 
 #[target_feature(enable = "neon")]
-fn none() -> Lanes {
+fn start(_: &[i8]) -> Sums {
     [vdupq_n_s32(0); 2]
 }
 
 #[target_feature(enable = "neon")]
-fn floats(sums: Lanes) -> Eight {
+fn floats(sums: Sums) -> Floats {
     sums.map(|s| vcvtq_f32_s32(s))
 }
 
@@ -223,7 +225,7 @@ unsafe fn group(from: *const i16) -> [int16x8_t; 2] {
 }
 
 #[target_feature(enable = "neon")]
-fn products([low, high]: Lanes, w: [int16x8_t; 2], x: [int16x8_t; 2]) -> Lanes {
+fn products([low, high]: Sums, w: [int16x8_t; 2], x: [int16x8_t; 2]) -> Sums {
     let low = vmlal_s16(low, vget_low_s16(w[0]), vget_low_s16(x[0]));
     let high = vmlal_high_s16(high, w[0], x[0]);
     [
@@ -232,7 +234,7 @@ fn products([low, high]: Lanes, w: [int16x8_t; 2], x: [int16x8_t; 2]) -> Lanes {
     ]
 }
 
-coded!("neon");
+coded!(linear_coded, "neon");
 
 /// The layer of codes by dot products.
 pub(super) mod dotprod_layer {
@@ -260,14 +262,14 @@ pub(super) mod dotprod_layer {
     }
 
     #[target_feature(enable = "neon,dotprod")]
-    fn products(sums: Lanes, weights: [int8x16_t; 2], inputs: int8x16_t) -> Lanes {
+    fn products(sums: Sums, weights: [int8x16_t; 2], inputs: int8x16_t) -> Sums {
         [
             sdot(sums[0], weights[0], inputs),
             sdot(sums[1], weights[1], inputs),
         ]
     }
 
-    coded!("neon,dotprod");
+    coded!(linear_coded, "neon,dotprod");
 }
 
 /// Four neighbouring products are added to each lane.

@@ -10,10 +10,11 @@
 //! | `neon-dotprod` | and FEAT_DotProd | `sdot` | `sdot` | 4 rows a time, `sdot` | as `neon` | as `neon` |
 //! | `neon-i8mm` | and FEAT_I8MM | as `neon-dotprod` | likewise | 2 rows × 2 queries, `smmla` | as `neon` | as `neon` |
 //!
-//! The layers of a network ([`Kernel::linear_i8`]) have lanes for outputs instead: six inputs × 16
-//! outputs at a time, or one input × 64. Where the inputs are codes as well
-//! ([`Kernel::linear_coded`]), six inputs × 16 outputs, of which `avx2` and `neon` take two inputs of a
-//! lane at a time (`madd`, `vmlal_s16`), `neon-dotprod` four (`sdot`).
+//! The layers of a network ([`Kernel::linear_i8`]) have lanes for outputs instead: six rows × two
+//! vectors of outputs at a time, or one row × eight vectors. Where the inputs are codes as well
+//! ([`Kernel::linear_coded`]), a lane takes two of them at a time on `avx2` and `neon` (`madd`,
+//! `vmlal_s16`), four elsewhere (`vpdpbusd`, `sdot`). Here `avx512-vnni` has vectors of 512 bits: the
+//! weights are in the cache.
 //!
 //! One table of function pointers is chosen on first use. The environment variable
 //! `TERCET_KERNEL` forces one by name; [`check`] reports a name that this machine cannot run,
@@ -425,6 +426,11 @@ pub fn available() -> Vec<Kernel> {
                 name: "avx512-vnni",
                 dot_i8: x86_64::avx512_vnni::dot_i8,
                 dot_u4: x86_64::avx512_vnni::dot_u4,
+                linear_i8: x86_64::wide::linear_i8,
+                linear_f32: x86_64::wide::linear_f32,
+                group: x86_64::avx512_vnni::GROUP,
+                linear_coded: x86_64::wide::linear_coded,
+                fade: x86_64::wide::fade,
                 many_i8: x86_64::avx512_vnni::many_i8,
                 ..avx2
             });
@@ -434,6 +440,8 @@ pub fn available() -> Vec<Kernel> {
                 name: "avx-vnni",
                 dot_i8: x86_64::avx_vnni::dot_i8,
                 dot_u4: x86_64::avx_vnni::dot_u4,
+                group: x86_64::avx_vnni::GROUP,
+                linear_coded: x86_64::avx_vnni::linear_coded,
                 many_i8: x86_64::avx_vnni::many_i8,
                 ..avx2
             });
@@ -578,6 +586,8 @@ mod tests {
                 name: "vnni on avx2",
                 dot_i8: x86_64::emulated::with_avx2::dot_i8,
                 dot_u4: x86_64::emulated::with_avx2::dot_u4,
+                group: x86_64::emulated::with_avx2::GROUP,
+                linear_coded: x86_64::emulated::with_avx2::linear_coded,
                 many_i8: x86_64::emulated::with_avx2::many_i8,
                 ..SCALAR
             });
@@ -905,7 +915,7 @@ mod tests {
                     kernel.fade(&mut got, 0.75, &weights, &xs);
                     for (r, w) in weights.iter().enumerate() {
                         for (sum, x) in want.iter_mut().zip(&xs[r * len..]) {
-                            *sum = *sum * 0.75 + w * x;
+                            *sum = sum.mul_add(0.75, w * x);
                         }
                     }
                     assert_eq!(bits(&got), bits(&want), "{} {len}", kernel.name());

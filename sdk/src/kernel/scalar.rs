@@ -54,13 +54,15 @@ pub(super) fn dot_f16(query: &[f32], rows: &[u16], out: &mut [f32]) {
 /// moving it to the top of 32 bits, which takes one instruction.
 pub(super) const I8_UNIT: f32 = 1.0 / (1 << 24) as f32;
 
-/// The outputs `columns` of a layer, see `Kernel::linear_i8`.
+/// The outputs `columns` of a layer, see `Kernel::linear_i8`. Inlined like [`fade_from`].
+#[inline(always)]
 pub(super) fn linear_i8(xs: &[f32], layer: Layer<'_, i8>, columns: Range<usize>, out: &mut [f32]) {
     let widen = |w| f32::from(w) * (1 << 24) as f32;
     linear(xs, layer, columns, (widen, I8_UNIT), out);
 }
 
 /// The same with f32 weights.
+#[inline(always)]
 pub(super) fn linear_f32(
     xs: &[f32],
     layer: Layer<'_, f32>,
@@ -70,6 +72,7 @@ pub(super) fn linear_f32(
     linear(xs, layer, columns, (|w| w, 1.0), out);
 }
 
+#[inline(always)]
 fn linear<T: Copy>(
     xs: &[f32],
     layer: Layer<'_, T>,
@@ -131,12 +134,14 @@ pub(super) fn fade(sums: &mut [f32], keep: f32, weights: &[f32], xs: &[f32]) {
     fade_from(0, sums, keep, weights, xs);
 }
 
-/// The values from `first` on.
+/// The values from `first` on. Inlined, so that it is compiled for the CPU of the kernel whose rest
+/// this is: a fused multiply-add takes a function call elsewhere.
+#[inline(always)]
 pub(super) fn fade_from(first: usize, sums: &mut [f32], keep: f32, weights: &[f32], xs: &[f32]) {
     let rows = xs.chunks_exact(sums.len().max(1));
     for (weight, row) in weights.iter().zip(rows) {
         for (sum, x) in sums.iter_mut().zip(row).skip(first) {
-            *sum = *sum * keep + weight * x;
+            *sum = sum.mul_add(keep, weight * x);
         }
     }
 }

@@ -191,44 +191,46 @@ floats!(
     |x: u16| half::f16::from_bits(x).to_f32()
 );
 
-/// Eight lanes of f32.
-type Eight = __m256;
+/// Values of a vector.
+const LANES: usize = 8;
+/// Such values.
+type Floats = __m256;
 
 #[target_feature(enable = "avx2")]
-fn zero() -> Eight {
+fn zero() -> Floats {
     _mm256_setzero_ps()
 }
 
 #[target_feature(enable = "avx2")]
-fn splat(x: f32) -> Eight {
+fn splat(x: f32) -> Floats {
     _mm256_set1_ps(x)
 }
 
 #[target_feature(enable = "avx2,fma")]
-fn fused(sum: Eight, x: Eight, w: Eight) -> Eight {
+fn fused(sum: Floats, x: Floats, w: Floats) -> Floats {
     _mm256_fmadd_ps(x, w, sum)
 }
 
 #[target_feature(enable = "avx2")]
-fn times(x: Eight, y: Eight) -> Eight {
+fn times(x: Floats, y: Floats) -> Floats {
     _mm256_mul_ps(x, y)
 }
 
 #[target_feature(enable = "avx2")]
-fn plus(x: Eight, y: Eight) -> Eight {
+fn plus(x: Floats, y: Floats) -> Floats {
     _mm256_add_ps(x, y)
 }
 
 /// Zero for what is negative or not a number.
 #[target_feature(enable = "avx2")]
-fn positive(x: Eight) -> Eight {
+fn positive(x: Floats) -> Floats {
     _mm256_max_ps(x, _mm256_setzero_ps())
 }
 
 /// # Safety
 /// The CPU has AVX2; there is room for eight values.
 #[target_feature(enable = "avx2")]
-unsafe fn store(to: *mut f32, values: Eight) {
+unsafe fn store(to: *mut f32, values: Floats) {
     // SAFETY: by this function's contract.
     unsafe { _mm256_storeu_ps(to, values) }
 }
@@ -236,7 +238,7 @@ unsafe fn store(to: *mut f32, values: Eight) {
 /// # Safety
 /// The CPU has AVX2; there are eight values.
 #[target_feature(enable = "avx2")]
-unsafe fn eight_f32(from: *const f32) -> Eight {
+unsafe fn floats_at(from: *const f32) -> Floats {
     // SAFETY: by this function's contract.
     unsafe { _mm256_loadu_ps(from) }
 }
@@ -246,7 +248,7 @@ unsafe fn eight_f32(from: *const f32) -> Eight {
 /// # Safety
 /// The CPU has AVX2; there are eight values.
 #[target_feature(enable = "avx2")]
-unsafe fn eight_i8(from: *const i8) -> Eight {
+unsafe fn codes_at(from: *const i8) -> Floats {
     // SAFETY: by this function's contract; any alignment will do.
     let codes = _mm256_set1_epi64x(unsafe { from.cast::<i64>().read_unaligned() });
     // Byte 3 of lane i is value i, the others are zero.
@@ -269,7 +271,7 @@ linear!(
     linear_i8,
     i8,
     "avx2,fma",
-    eight_i8,
+    codes_at,
     scalar::I8_UNIT
 );
 
@@ -278,26 +280,26 @@ linear!(
     linear_f32,
     f32,
     "avx2,fma",
-    eight_f32,
+    floats_at,
     1.0
 );
 
-fade!("avx2");
+fade!("avx2,fma");
 
-/// Eight sums of integers.
-type Lanes = __m256i;
+/// As many sums of integers.
+type Sums = __m256i;
 /// An input of a layer of codes, as wide as it is multiplied.
 type Code = i16;
 /// Inputs whose products a lane takes at once.
 pub(super) const GROUP: usize = 2;
 
 #[target_feature(enable = "avx2")]
-fn none() -> Lanes {
+fn start(_: &[i8]) -> Sums {
     _mm256_setzero_si256()
 }
 
 #[target_feature(enable = "avx2")]
-fn floats(sums: Lanes) -> Eight {
+fn floats(sums: Sums) -> Floats {
     _mm256_cvtepi32_ps(sums)
 }
 
@@ -318,11 +320,11 @@ unsafe fn group(from: *const i16) -> __m256i {
 }
 
 #[target_feature(enable = "avx2")]
-fn products(sums: Lanes, weights: __m256i, inputs: __m256i) -> Lanes {
+fn products(sums: Sums, weights: __m256i, inputs: __m256i) -> Sums {
     _mm256_add_epi32(sums, _mm256_madd_epi16(weights, inputs))
 }
 
-coded!("avx2");
+coded!(linear_coded, "avx2");
 
 /// One horizontal sum in the order of [`sums_f32`]: a row has the same score alone and among
 /// others.
@@ -783,6 +785,41 @@ macro_rules! vnni {
                 scalar::dot_u4(query, &rows[steps * bytes..], &mut out[steps..]);
             }
 
+            type Code = i8;
+            pub(in crate::kernel) const GROUP: usize = 4;
+
+            /// Weights are multiplied plus 128.
+            #[target_feature(enable = $features)]
+            fn start(xs: &[i8]) -> Sums {
+                _mm256_set1_epi32(-128 * xs.iter().map(|&x| i32::from(x)).sum::<i32>())
+            }
+
+            /// The weights of four inputs for eight outputs, those of an output side by side.
+            ///
+            /// # Safety
+            /// The CPU has AVX2; there are 32 values.
+            #[target_feature(enable = "avx2")]
+            unsafe fn weights(from: *const i8) -> __m256i {
+                // SAFETY: by this function's contract.
+                let signed = unsafe { _mm256_loadu_si256(from.cast()) };
+                _mm256_xor_si256(signed, _mm256_set1_epi8(i8::MIN))
+            }
+
+            /// # Safety
+            /// The CPU has AVX2; there are four values.
+            #[target_feature(enable = "avx2")]
+            unsafe fn group(from: *const i8) -> __m256i {
+                // SAFETY: by this function's contract; any alignment will do.
+                _mm256_set1_epi32(unsafe { from.cast::<i32>().read_unaligned() })
+            }
+
+            #[target_feature(enable = $features)]
+            fn products(sums: Sums, weights: __m256i, inputs: __m256i) -> Sums {
+                step(sums, weights, inputs)
+            }
+
+            coded!(linear_coded, $features);
+
             many!(
                 /// Many queries with many rows.
                 many_i8_inner, $features, step
@@ -811,6 +848,162 @@ vnni!(
     _mm256_dpbusd_epi32
 );
 
+/// The layers in 512 bits.
+pub(in crate::kernel) mod wide {
+    use super::{Layer, Panels, scalar};
+    use crate::kernel::coded::CODED_INPUTS;
+    use std::arch::x86_64::*;
+
+    /// Values of a vector.
+    const LANES: usize = 16;
+    /// Such values.
+    type Floats = __m512;
+    /// As many sums of integers.
+    type Sums = __m512i;
+    /// An input of a layer of codes, as wide as it is multiplied.
+    type Code = i8;
+    /// Inputs whose products a lane takes at once.
+    const GROUP: usize = super::avx512_vnni::GROUP;
+
+    #[target_feature(enable = "avx512f")]
+    fn zero() -> Floats {
+        _mm512_setzero_ps()
+    }
+
+    #[target_feature(enable = "avx512f")]
+    fn splat(x: f32) -> Floats {
+        _mm512_set1_ps(x)
+    }
+
+    #[target_feature(enable = "avx512f")]
+    fn fused(sum: Floats, x: Floats, w: Floats) -> Floats {
+        _mm512_fmadd_ps(x, w, sum)
+    }
+
+    #[target_feature(enable = "avx512f")]
+    fn times(x: Floats, y: Floats) -> Floats {
+        _mm512_mul_ps(x, y)
+    }
+
+    #[target_feature(enable = "avx512f")]
+    fn plus(x: Floats, y: Floats) -> Floats {
+        _mm512_add_ps(x, y)
+    }
+
+    /// Zero for what is negative or not a number.
+    #[target_feature(enable = "avx512f")]
+    fn positive(x: Floats) -> Floats {
+        _mm512_max_ps(x, _mm512_setzero_ps())
+    }
+
+    /// # Safety
+    /// The CPU has AVX-512; there is room for sixteen values.
+    #[target_feature(enable = "avx512f")]
+    unsafe fn store(to: *mut f32, values: Floats) {
+        // SAFETY: by this function's contract.
+        unsafe { _mm512_storeu_ps(to, values) }
+    }
+
+    /// # Safety
+    /// The CPU has AVX-512; there are sixteen values.
+    #[target_feature(enable = "avx512f")]
+    unsafe fn floats_at(from: *const f32) -> Floats {
+        // SAFETY: by this function's contract.
+        unsafe { _mm512_loadu_ps(from) }
+    }
+
+    /// Values times 2²⁴: each to the top of its lane.
+    ///
+    /// # Safety
+    /// The CPU has AVX-512; there are sixteen values.
+    #[target_feature(enable = "avx512f,avx512bw")]
+    unsafe fn codes_at(from: *const i8) -> Floats {
+        // SAFETY: by this function's contract; any alignment will do.
+        let codes = _mm512_broadcast_i32x4(unsafe { _mm_loadu_si128(from.cast()) });
+        // Byte 3 of lane i is value i, the others are zero.
+        let first = _mm512_set1_epi32(0x0080_8080);
+        let places = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+        let tops = _mm512_or_si512(_mm512_slli_epi32::<24>(places), first);
+        _mm512_cvtepi32_ps(_mm512_shuffle_epi8(codes, tops))
+    }
+
+    linear!(
+        /// A layer with int8 weights.
+        linear_i8,
+        i8,
+        "avx512f,avx512bw",
+        codes_at,
+        scalar::I8_UNIT
+    );
+
+    linear!(
+        /// A layer with f32 weights.
+        linear_f32,
+        f32,
+        "avx512f",
+        floats_at,
+        1.0
+    );
+
+    fade!("avx512f");
+
+    /// Weights are multiplied plus 128.
+    #[target_feature(enable = "avx512f")]
+    fn start(xs: &[i8]) -> Sums {
+        _mm512_set1_epi32(-128 * xs.iter().map(|&x| i32::from(x)).sum::<i32>())
+    }
+
+    #[target_feature(enable = "avx512f")]
+    fn floats(sums: Sums) -> Floats {
+        _mm512_cvtepi32_ps(sums)
+    }
+
+    /// The weights of four inputs for sixteen outputs, those of an output side by side.
+    ///
+    /// # Safety
+    /// The CPU has AVX-512; there are 64 values.
+    #[target_feature(enable = "avx512f")]
+    unsafe fn weights(from: *const i8) -> __m512i {
+        // SAFETY: by this function's contract.
+        let signed = unsafe { _mm512_loadu_si512(from.cast()) };
+        _mm512_xor_si512(signed, _mm512_set1_epi32(i32::from_ne_bytes([128; 4])))
+    }
+
+    /// # Safety
+    /// The CPU has AVX-512; there are four values.
+    #[target_feature(enable = "avx512f")]
+    unsafe fn group(from: *const i8) -> __m512i {
+        // SAFETY: by this function's contract; any alignment will do.
+        _mm512_set1_epi32(unsafe { from.cast::<i32>().read_unaligned() })
+    }
+
+    #[target_feature(enable = "avx512f,avx512vnni")]
+    fn products(sums: Sums, weights: __m512i, inputs: __m512i) -> Sums {
+        _mm512_dpbusd_epi32(sums, weights, inputs)
+    }
+
+    coded!(linear_coded_inner, "avx512f,avx512bw,avx512vnni");
+
+    /// # Safety
+    /// As for `linear_coded` of AVX2, with the features of this module and of `avx512_vnni`.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+    pub(in crate::kernel) unsafe fn linear_coded(
+        xs: &[i8],
+        steps: &[f32],
+        panels: &Panels,
+        scales: &[f32],
+        out: &mut [f32],
+    ) {
+        let run = if panels.outputs.is_multiple_of(2 * LANES) {
+            linear_coded_inner
+        } else {
+            super::avx512_vnni::linear_coded
+        };
+        // SAFETY: the same contract; both want the same panels.
+        unsafe { run(xs, steps, panels, scales, out) }
+    }
+}
+
 pub(super) fn has_avx_vnni() -> bool {
     is_available() && is_x86_feature_detected!("avxvnni")
 }
@@ -818,6 +1011,7 @@ pub(super) fn has_avx_vnni() -> bool {
 pub(super) fn has_avx512_vnni() -> bool {
     is_available()
         && is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
         && is_x86_feature_detected!("avx512vl")
         && is_x86_feature_detected!("avx512vnni")
 }

@@ -145,14 +145,20 @@ impl Dense {
             }
             Weights::F32(values) => floats(values.get(), out),
             Weights::Widened(values) => floats(values, out),
-            Weights::Turned(rows) => {
-                let rows = &rows[range.start * self.inputs..range.end * self.inputs];
-                let outs = out.chunks_exact_mut(range.len().max(1));
-                for (x, out) in xs.chunks_exact(self.inputs.max(1)).zip(outs) {
-                    kernel.dot_f32(x, rows, out);
-                    for (k, o) in out.iter_mut().enumerate() {
-                        *o += bias.get(range.start + k).unwrap_or(&0.0);
-                        *o = if relu { o.max(0.0) } else { *o };
+            Weights::Turned(columns) => {
+                let (inputs, outputs) = (self.inputs.max(1), range.len());
+                // Each column against many inputs at once.
+                let mut products = [0.0f32; 32];
+                let blocks = xs.chunks(products.len() * inputs);
+                for (xs, out) in blocks.zip(out.chunks_mut(products.len() * outputs.max(1))) {
+                    let products = &mut products[..xs.len() / inputs];
+                    for (k, o) in range.clone().enumerate() {
+                        let column = &columns[o * self.inputs..(o + 1) * self.inputs];
+                        kernel.dot_f32(column, xs, products);
+                        let bias = bias.get(o).unwrap_or(&0.0);
+                        for (y, p) in out.iter_mut().skip(k).step_by(outputs).zip(&*products) {
+                            *y = if relu { (p + bias).max(0.0) } else { p + bias };
+                        }
                     }
                 }
             }
