@@ -154,6 +154,8 @@ pub(super) struct ItemEncoder {
     heads: Vec<(Linear, Linear)>,
     id_mask: IdMask,
     dropout: f64,
+    /// False lets the last block compute tokens that nobody reads, which changes no result.
+    pub(super) trim: bool,
     dev: Device,
 }
 
@@ -225,6 +227,7 @@ impl ItemEncoder {
             heads,
             id_mask: cfg.id_mask,
             dropout: cfg.dropout,
+            trim: true,
             dev: dev.clone(),
         })
     }
@@ -255,7 +258,11 @@ impl ItemEncoder {
         let x = dropout(&x, self.dropout, noise.as_deref_mut())?;
         let mixed = match self.blocks.as_slice() {
             [] => x,
-            blocks => mix(blocks, &x, &self.mask(ids)?, &self.classes()?, noise)?,
+            blocks if self.trim => mix(blocks, &x, &self.mask(ids)?, &self.classes()?, noise)?,
+            blocks => {
+                let all = Tensor::arange(0, x.dim(1)? as u32, &self.dev)?;
+                mix(blocks, &x, &self.mask(ids)?, &all, noise)?.index_select(&self.classes()?, 1)?
+            }
         };
         // Outputs are in the order of tokens, with the id last.
         let m = self.modalities.len();

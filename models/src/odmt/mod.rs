@@ -48,6 +48,7 @@
 mod batch;
 mod block;
 pub mod config;
+mod cost;
 mod imt;
 mod loss;
 mod start;
@@ -57,6 +58,7 @@ use candle_core::{Device, Tensor};
 
 use batch::{Batch, log_popularity};
 pub use config::OdmtConfig;
+pub use cost::{StepCost, step_costs};
 use imt::{Frozen, ItemEncoder};
 use loss::{Distillation, MOST_SETS, Parts, online_distillation};
 use user::UserEncoder;
@@ -126,6 +128,16 @@ impl Net {
     /// Raw scores of every input event of a micro-batch against its items, `[R, branches, U]`.
     fn logits(&self, batch: &Batch, mut noise: Option<&mut Stream>) -> Result<Tensor> {
         let items = self.items.encode(&batch.items, noise.as_deref_mut())?;
+        self.logits_of(&items, batch, noise)
+    }
+
+    /// The same, of items that are encoded already.
+    fn logits_of(
+        &self,
+        items: &[Tensor],
+        batch: &Batch,
+        mut noise: Option<&mut Stream>,
+    ) -> Result<Tensor> {
         let scores = items
             .iter()
             .zip(&self.users)

@@ -6,6 +6,7 @@ use super::block::{Block, Shape, Start};
 use super::config::{IdInit, IdMask};
 use super::imt::{attention_mask, mix};
 use super::*;
+use crate::data::TokenFeatures;
 use crate::eval::metrics::ndcg_at;
 
 const DEV: Device = Device::Cpu;
@@ -533,5 +534,30 @@ fn no_gradient_work_is_done_for_frozen_features() -> Result<()> {
         .0
         .backward()?;
     assert!(g.get(watched.as_tensor()).is_none());
+    Ok(())
+}
+
+#[test]
+fn the_cost_of_a_step_is_measured_on_equal_losses() -> Result<()> {
+    let mut data = shop()?;
+    let n = data.num_items();
+    for f in &mut data.features {
+        let values = f.values.iter().flat_map(|&x| [x, -x, 0.5 * x]);
+        let values: Vec<half::f16> = values.map(half::f16::from_f32).collect();
+        f.tokens = Some(TokenFeatures {
+            per_item: 3,
+            dim: f.values.ncols(),
+            values,
+            present: vec![true; 3 * n],
+        });
+    }
+    let costs = step_costs(&data, small(), 1, 2, &DEV)?;
+    let arrangements: Vec<_> = costs.iter().map(|c| (c.distinct, c.trimmed)).collect();
+    let (no, yes) = (false, true);
+    assert_eq!(arrangements, [(no, no), (yes, no), (no, yes), (yes, yes)]);
+    assert!(costs.iter().all(|c| c.seconds > 0.0 && c.loss > 1.0));
+    // Distinct items are fewer than slots, or nothing was measured.
+    let windows: Vec<&[u32]> = vec![&[1, 2, 1], &[2, 1]];
+    assert_eq!(batch(&windows).items, [1, 2]);
     Ok(())
 }
