@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Sequences: ODMT, its ablations, SASRec and the distilled student on data whose events have an order.
 #
-#   TERCET_DATA_DIR=/path/to/datasets benches/experiments/sequences.sh [industrial|ml100k|beauty|yelp|ml1m]...
+#   TERCET_DATA_DIR=/path/to/datasets benches/experiments/sequences.sh [industrial|tokens|ml100k|beauty|yelp|ml1m]...
 #
-# Options: TERCET_RUNS, TERCET_THREADS, TERCET_BIN and TERCET_SEEDS (default "1 2 3"), as in
+# `tokens` wants TERCET_ENCODER, the folder of a MiniLM as models/scripts/fetch_encoders.py writes it, and
+# is left out without. Options: TERCET_RUNS, TERCET_THREADS, TERCET_BIN and TERCET_SEEDS (default "1 2 3"), as in
 # common.sh. Finished runs are skipped and interrupted ones are continued. With no argument all parts
 # run, the most telling first. ml1m-mm has no order: what models of sequences learn there is the file's
 # order, and the part only shows what that costs them.
@@ -16,10 +17,11 @@ seeds=${TERCET_SEEDS:-1 2 3}
 # What every model here is selected by.
 select=(--set train.metric=ndcg@10)
 
-# baselines PART SET: models without features, one seed.
+# baselines PART SET options…: models without features, one seed; the options are BPR's.
 baselines() {
-  run "$1-popularity" train --model popularity --data "$data/$2" "${select[@]}"
-  run "$1-bpr-1" train --model bpr --data "$data/$2" --seed 1 "${select[@]}" --epochs 60 --set train.eval_every=5 --set train.patience=3
+  local part=$1 set=$2; shift 2
+  run "$part-popularity" train --model popularity --data "$data/$set" "${select[@]}"
+  run "$part-bpr-1" train --model bpr --data "$data/$set" --seed 1 "${select[@]}" --epochs 100 --set train.eval_every=2 --set train.patience=8 "$@"
 }
 
 # branch NAME SET BRANCH: what one branch of an ODMT run ranks by itself.
@@ -50,11 +52,27 @@ industrial() {
     run industrial-student-$s distill --teacher "$runs/industrial-odmt-$s" --data "$data/$d" --seed $s "${select[@]}" --epochs 30 --set mask_history=false
     pack industrial-student-$s $d
   done
-  baselines industrial $d
+  # With less decay or larger initial vectors it stays below popularity: users have five events.
+  baselines industrial $d --set batch=256 --set reg=0.3 --set init_std=0.01
+}
+
+# The first 20 tokens of titles instead of one pooled vector of the whole text.
+tokens() {
+  local d=$runs/industrial-tokens o=(--modalities text_tokens --epochs 30 --set train.patience=6) s
+  [ -n "${TERCET_ENCODER:-}" ] || return 0
+  [ -d "$d" ] || cp -r "$data/amazon-industrial-text" "$d"
+  chmod -R u+w "$d"
+  "$tercet" data embed --data "$d" --modality text --model "$TERCET_ENCODER" --tokens 20 --columns title --out text_tokens >&2
+  for s in $seeds; do
+    run industrial-odmt-tokens-$s train --model odmt --data "$d" --seed $s "${select[@]}" "${o[@]}"
+  done
+  run industrial-odmt-tokens-without-imt-1 train --model odmt --data "$d" --seed 1 "${select[@]}" "${o[@]}" --set imt=false
 }
 
 ml100k() {
-  local d=ml100k-mm o=(--epochs 30 --set train.patience=6 --set window=50 --set tau=0.5) s m
+  # Batches of 16 windows: of 128 there would be 19 steps in an epoch. Full distillation takes the
+  # branches' ranking apart within a few epochs here, a constant tenth of it does not.
+  local d=ml100k-mm o=(--epochs 30 --set train.patience=7 --set window=50 --set batch=16 --set dropout=0.2 --set tau=0.5 --set alpha=0.1) s m
   for s in $seeds; do
     run ml100k-sasrec-$s train --model sasrec --data "$data/$d" --seed $s "${select[@]}" --epochs 80 --set windows=all
     run ml100k-odmt-$s train --model odmt --data "$data/$d" --seed $s "${select[@]}" "${o[@]}"
@@ -101,6 +119,6 @@ ml1m() {
 }
 
 parts=("$@")
-[ ${#parts[@]} -gt 0 ] || parts=(industrial ml100k beauty yelp ml1m)
+[ ${#parts[@]} -gt 0 ] || parts=(industrial tokens ml100k beauty yelp ml1m)
 for part in "${parts[@]}"; do "$part"; done
 python3 "$here/tables.py" "$runs" hit@10 ndcg@10
