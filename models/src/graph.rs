@@ -292,8 +292,17 @@ impl Propagation {
     ///
     /// # Shapes
     /// `x` is `[n, width]` f32 for a square `M` of n nodes, and so is the result.
+    ///
+    /// # Errors
+    /// Another number of rows, or a matrix that is not square.
     pub fn layer_sum(&self, x: &Tensor, layers: usize) -> Result<Tensor> {
         self.check(x)?;
+        if self.forward.rows != self.forward.cols {
+            return Err(Error::config(format!(
+                "layers of a matrix of {} rows and {} columns",
+                self.forward.rows, self.forward.cols
+            )));
+        }
         if x.device().is_cpu() {
             let op = LayerSum {
                 graph: self.clone(),
@@ -491,6 +500,8 @@ mod tests {
         let graph = Propagation::new(m);
         let x = Var::new(&[[1f32, -2.0], [0.5, 3.0], [-1.0, 0.25]], &Device::Cpu)?;
         let weight = Tensor::new(&[[0.3f32, -1.0], [2.0, 0.5], [1.0, 1.5]], &Device::Cpu)?;
+        let wide = SparseMatrix::from_entries(2, 3, &[(0, 1, 0.5)])?;
+        assert!(Propagation::new(wide).layer_sum(&x, 1).is_err());
         for layers in [0, 1, 3] {
             let mut layer = x.as_tensor().clone();
             let mut plain = layer.clone();

@@ -228,12 +228,7 @@ impl Encoder {
         };
         let users: Vec<&Tensor> = std::iter::once(&self.user_ids).chain(&means).collect();
         let start = Tensor::cat(&[Tensor::cat(&users, 1)?, Tensor::cat(items, 1)?], 0)?;
-        let mut layer = start.clone();
-        let mut sum = start;
-        for _ in 0..self.layers {
-            layer = seen.adjacency.apply(&layer)?;
-            sum = (sum + &layer)?;
-        }
+        let sum = seen.adjacency.layer_sum(&start, self.layers)?;
         let memory = (sum / (self.layers + 1) as f64)?;
         match &self.bank {
             None => Ok(memory),
