@@ -52,7 +52,7 @@ industrial() {
     run industrial-student-$s distill --teacher "$runs/industrial-odmt-$s" --data "$data/$d" --seed $s "${select[@]}" --epochs 30 --set mask_history=false
     pack industrial-student-$s $d
   done
-  # With less decay or larger initial vectors it stays below popularity: users have five events.
+  # With less decay or larger initial vectors it stays far below popularity: users have five events.
   baselines industrial $d --set batch=256 --set reg=0.3 --set init_std=0.01
 }
 
@@ -62,7 +62,7 @@ tokens() {
   [ -n "${TERCET_ENCODER:-}" ] || return 0
   [ -d "$d" ] || cp -r "$data/amazon-industrial-text" "$d"
   chmod -R u+w "$d"
-  "$tercet" data embed --data "$d" --modality text --model "$TERCET_ENCODER" --tokens 20 --columns title --out text_tokens >&2
+  [ -f "$d/features/text_tokens.safetensors" ] || "$tercet" data embed --data "$d" --modality text --model "$TERCET_ENCODER" --tokens 20 --columns title --out text_tokens >&2
   for s in $seeds; do
     run industrial-odmt-tokens-$s train --model odmt --data "$d" --seed $s "${select[@]}" "${o[@]}"
   done
