@@ -15,7 +15,7 @@ data=$runs/data
 [ -d "$data" ] || "$tercet" data synth --kind perspectives --seed 17 --out "$data" >&2
 
 # The same for every ablation; each trains until its own validation rows stop improving.
-common=(--epochs 60 --set train.eval_every=4 --set train.patience=2 --set lr=5e-3 --set probe_attribute=group)
+common=(--epochs 80 --set train.eval_every=4 --set train.patience=3 --set lr=5e-3 --set probe_attribute=group)
 declare -A setting=(
   [A0]=dim=64 [A1]=feature_bits=8 [A2]=perspective=memory [A3]=perspective=expansion [A4]=align=product
   [A5]=level_item=false [A6]=level_concept=false [A7]=level_interest=false [A8]=align=pairwise
@@ -29,7 +29,7 @@ one() {
   else
     run "$1-$2" train --model dprec --data "$data" --seed "$2" "${common[@]}" --set "${setting[$1]}"
   fi
-  slices "$1-$2" .
+  slices "$1-$2" "$data"
 }
 
 parts=("$@")

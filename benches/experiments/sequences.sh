@@ -6,8 +6,8 @@
 # `tokens` wants TERCET_ENCODER, the folder of a MiniLM as models/scripts/fetch_encoders.py writes it, and
 # is left out without. Options: TERCET_RUNS, TERCET_THREADS, TERCET_BIN and TERCET_SEEDS (default "1 2 3"), as in
 # common.sh. Finished runs are skipped and interrupted ones are continued. With no argument all parts
-# run, the most telling first. ml1m-mm has no order: what models of sequences learn there is the file's
-# order, and the part only shows what that costs them.
+# run, the most telling first. ml1m-mm has no order: its rows are shuffled once, and what models of
+# sequences learn there is what goes together.
 set -euo pipefail
 runs_name=sequences
 data=${TERCET_DATA_DIR:?set TERCET_DATA_DIR to the folder that holds the data sets}
@@ -17,43 +17,43 @@ seeds=${TERCET_SEEDS:-1 2 3}
 # What every model here is selected by.
 select=(--set train.metric=ndcg@10)
 
-# baselines PART SET options…: models without features, one seed; the options are BPR's.
+# baselines PART FOLDER options…: models without features, one seed; the options are BPR's.
 baselines() {
-  local part=$1 set=$2; shift 2
-  run "$part-popularity" train --model popularity --data "$data/$set" "${select[@]}"
-  run "$part-bpr-1" train --model bpr --data "$data/$set" --seed 1 "${select[@]}" --epochs 100 --set train.eval_every=2 --set train.patience=8 "$@"
+  local part=$1 folder=$2; shift 2
+  run "$part-popularity" train --model popularity --data "$folder" "${select[@]}"
+  run "$part-bpr-1" train --model bpr --data "$folder" --seed 1 "${select[@]}" --epochs 100 --set train.eval_every=2 --set train.patience=8 "$@"
 }
 
-# branch NAME SET BRANCH: what one branch of an ODMT run ranks by itself.
+# branch NAME FOLDER BRANCH: what one branch of an ODMT run ranks by itself.
 branch() {
-  [ -f "$runs/$1.$3.json" ] || "$tercet" evaluate --run "$runs/$1" --data "$data/$2" --set "score_by=$3" --json >"$runs/$1.$3.json"
+  [ -f "$runs/$1.$3.json" ] || "$tercet" evaluate --run "$runs/$1" --data "$2" --set "score_by=$3" --json >"$runs/$1.$3.json"
 }
 
-# ablations PART SET options…: ODMT less one of its parts, one seed.
+# ablations PART FOLDER options…: ODMT less one of its parts, one seed.
 ablations() {
-  local part=$1 set=$2; shift 2
-  run "$part-odmt-without-distillation-1" train --model odmt --data "$data/$set" --seed 1 "${select[@]}" "$@" --set alpha=0
-  run "$part-odmt-without-imt-1" train --model odmt --data "$data/$set" --seed 1 "${select[@]}" "$@" --set imt=false
+  local part=$1 folder=$2; shift 2
+  run "$part-odmt-without-distillation-1" train --model odmt --data "$folder" --seed 1 "${select[@]}" "$@" --set alpha=0
+  run "$part-odmt-without-imt-1" train --model odmt --data "$folder" --seed 1 "${select[@]}" "$@" --set imt=false
 }
 
 industrial() {
-  local d=amazon-industrial-text o=(--epochs 30 --set train.patience=6) s
+  local d=$data/amazon-industrial-text o=(--epochs 30 --set train.patience=6) s
   for s in $seeds; do
-    run industrial-odmt-$s train --model odmt --data "$data/$d" --seed $s "${select[@]}" "${o[@]}"
-    run industrial-sasrec-$s train --model sasrec --data "$data/$d" --seed $s "${select[@]}" --epochs 60 --set windows=all
+    run industrial-odmt-$s train --model odmt --data "$d" --seed $s "${select[@]}" "${o[@]}"
+    run industrial-sasrec-$s train --model sasrec --data "$d" --seed $s "${select[@]}" --epochs 60 --set windows=all
   done
-  ablations industrial $d "${o[@]}"
-  slices industrial-odmt-1 $d
-  branch industrial-odmt-1 $d id
-  branch industrial-odmt-1 $d text_minilm
-  slices industrial-sasrec-1 $d
+  ablations industrial "$d" "${o[@]}"
+  slices industrial-odmt-1 "$d"
+  branch industrial-odmt-1 "$d" id
+  branch industrial-odmt-1 "$d" text_minilm
+  slices industrial-sasrec-1 "$d"
   for s in $seeds; do
     # The published queries do not exclude the history, so neither does the student's training.
-    run industrial-student-$s distill --teacher "$runs/industrial-odmt-$s" --data "$data/$d" --seed $s "${select[@]}" --epochs 30 --set mask_history=false
-    pack industrial-student-$s $d
+    run industrial-student-$s distill --teacher "$runs/industrial-odmt-$s" --data "$d" --seed $s "${select[@]}" --epochs 30 --set mask_history=false
+    pack industrial-student-$s "$d"
   done
   # With less decay or larger initial vectors it stays far below popularity: users have five events.
-  baselines industrial $d --set batch=256 --set reg=0.3 --set init_std=0.01
+  baselines industrial "$d" --set batch=256 --set reg=0.3 --set init_std=0.01
 }
 
 # The first 20 tokens of titles instead of one pooled vector of the whole text.
@@ -72,50 +72,68 @@ tokens() {
 ml100k() {
   # Batches of 16 windows: of 128 there would be 19 steps in an epoch. Full distillation takes the
   # branches' ranking apart within a few epochs here, a constant tenth of it does not.
-  local d=ml100k-mm o=(--epochs 30 --set train.patience=7 --set window=50 --set batch=16 --set dropout=0.2 --set tau=0.5 --set alpha=0.1) s m
+  local d=$data/ml100k-mm o=(--epochs 30 --set train.patience=7 --set window=50 --set batch=16 --set dropout=0.2 --set tau=0.5 --set alpha=0.1) s m
   for s in $seeds; do
-    run ml100k-sasrec-$s train --model sasrec --data "$data/$d" --seed $s "${select[@]}" --epochs 80 --set windows=all
-    run ml100k-odmt-$s train --model odmt --data "$data/$d" --seed $s "${select[@]}" "${o[@]}"
+    run ml100k-sasrec-$s train --model sasrec --data "$d" --seed $s "${select[@]}" --epochs 80 --set windows=all
+    run ml100k-odmt-$s train --model odmt --data "$d" --seed $s "${select[@]}" "${o[@]}"
   done
-  ablations ml100k $d "${o[@]}"
+  ablations ml100k "$d" "${o[@]}"
   for m in text_minilm image_efflite0; do
-    run ml100k-odmt-$m-alone-1 train --model odmt --data "$data/$d" --modalities $m --seed 1 "${select[@]}" "${o[@]}"
+    run ml100k-odmt-$m-alone-1 train --model odmt --data "$d" --modalities $m --seed 1 "${select[@]}" "${o[@]}"
   done
   for s in $seeds; do
-    run ml100k-student-$s distill --teacher "$runs/ml100k-odmt-$s" --data "$data/$d" --seed $s "${select[@]}" --epochs 40
-    pack ml100k-student-$s $d
+    run ml100k-student-$s distill --teacher "$runs/ml100k-odmt-$s" --data "$d" --seed $s "${select[@]}" --epochs 40
+    pack ml100k-student-$s "$d"
   done
-  baselines ml100k $d
+  baselines ml100k "$d"
 }
 
-# No features: SASRec and its student only.
+# No features: SASRec and its student only, which is best after its first epoch.
 beauty() {
-  local d=amazon-beauty-seq s
+  local d=$data/amazon-beauty-seq s
   for s in $seeds; do
-    run beauty-sasrec-$s train --model sasrec --data "$data/$d" --seed $s "${select[@]}" --epochs 40 --set train.patience=5
+    run beauty-sasrec-$s train --model sasrec --data "$d" --seed $s "${select[@]}" --epochs 40 --set train.patience=5
+    run beauty-student-$s distill --teacher "$runs/beauty-sasrec-$s" --data "$d" --seed $s "${select[@]}" --epochs 10 --set train.patience=2
+    pack beauty-student-$s "$d"
   done
-  baselines beauty $d
-  run beauty-student-1 distill --teacher "$runs/beauty-sasrec-1" --data "$data/$d" --seed 1 "${select[@]}" --epochs 10
-  pack beauty-student-1 $d
+  baselines beauty "$d"
 }
 
 yelp() {
-  local d=yelp-seq o=(--epochs 20 --set train.patience=4) s
+  local d=$data/yelp-seq o=(--epochs 20 --set train.patience=4) s
   for s in $seeds; do
-    run yelp-odmt-$s train --model odmt --data "$data/$d" --seed $s "${select[@]}" "${o[@]}"
-    run yelp-sasrec-$s train --model sasrec --data "$data/$d" --seed $s "${select[@]}" --epochs 20 --set train.patience=4 --set negatives=2048
+    run yelp-odmt-$s train --model odmt --data "$d" --seed $s "${select[@]}" "${o[@]}"
+    run yelp-sasrec-$s train --model sasrec --data "$d" --seed $s "${select[@]}" --epochs 20 --set train.patience=4 --set negatives=2048
   done
-  ablations yelp $d "${o[@]}"
-  baselines yelp $d
-  run yelp-student-1 distill --teacher "$runs/yelp-odmt-1" --data "$data/$d" --seed 1 "${select[@]}" --epochs 8
-  pack yelp-student-1 $d
+  ablations yelp "$d" "${o[@]}"
+  baselines yelp "$d"
+  for s in $seeds; do
+    run yelp-student-$s distill --teacher "$runs/yelp-odmt-$s" --data "$d" --seed $s "${select[@]}" --epochs 3
+    pack yelp-student-$s "$d"
+  done
 }
 
+# A copy whose rows are shuffled: an order that means nothing should not look like one. ODMT's epochs are few,
+# it was still rising.
 ml1m() {
-  local d=ml1m-mm
-  baselines ml1m $d
-  run ml1m-sasrec-1 train --model sasrec --data "$data/$d" --seed 1 "${select[@]}" --epochs 20 --set train.patience=4
-  run ml1m-odmt-1 train --model odmt --data "$data/$d" --seed 1 "${select[@]}" --epochs 8 --set train.patience=3 --set windows=last --set window=50
+  local d=$runs/ml1m-shuffled o=(--epochs 10 --set windows=last --set window=50 --set batch=32 --set dropout=0.2 --set tau=0.5 --set alpha=0.1) s m
+  if [ ! -d "$d" ]; then
+    cp -r "$data/ml1m-mm" "$d.partial"
+    chmod -R u+w "$d.partial"
+    python3 "$here/shuffle_rows.py" "$d.partial/interactions.csv.gz"
+    mv "$d.partial" "$d"
+  fi
+  for s in $seeds; do
+    run ml1m-odmt-$s train --model odmt --data "$d" --seed $s "${select[@]}" "${o[@]}"
+    run ml1m-sasrec-$s train --model sasrec --data "$d" --seed $s "${select[@]}" --epochs 30 --set train.patience=4 --set windows=last --set window=50
+    run ml1m-student-$s distill --teacher "$runs/ml1m-odmt-$s" --data "$d" --seed $s "${select[@]}" --epochs 20
+    pack ml1m-student-$s "$d"
+  done
+  ablations ml1m "$d" "${o[@]}"
+  for m in text_minilm image_efflite0; do
+    run ml1m-odmt-$m-alone-1 train --model odmt --data "$d" --modalities $m --seed 1 "${select[@]}" "${o[@]}"
+  done
+  baselines ml1m "$d"
 }
 
 parts=("$@")

@@ -80,7 +80,7 @@ model() {
     answers "$n-tmf-$s" "$d" likelihood 9
     run "$n-student-$s" distill --teacher "$runs/$n-tmf-$s" --data "$d" --seed "$s" \
       --epochs 30 --set lesson_epochs=2 --set cuts=1 --set candidate_weight=0.5
-    pack "$n-student-$s" "$2"
+    pack "$n-student-$s" "$d"
   done
 }
 

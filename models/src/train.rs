@@ -441,16 +441,28 @@ fn append_line(path: &Path, line: &EpochLine) -> Result<()> {
 /// One `(user, positive, negative)` per training positive, shuffled. A negative is a uniform item
 /// outside the user's training row (validation and test positives may be drawn).
 pub fn sample_triples(rows: &Csr, items: usize, seed: u64, epoch: u64) -> Vec<(u32, u32, u32)> {
+    let all: Vec<u32> = (0..items as u32).collect();
+    sample_triples_among(&all, rows, seed, epoch)
+}
+
+/// [`sample_triples`] with negatives from `candidates` only, which hold all items of `rows`. Users who
+/// have them all are left out.
+pub fn sample_triples_among(
+    candidates: &[u32],
+    rows: &Csr,
+    seed: u64,
+    epoch: u64,
+) -> Vec<(u32, u32, u32)> {
     let mut out = Vec::with_capacity(rows.nnz());
     for u in 0..rows.rows() as u32 {
         let row = rows.row(u);
-        if row.len() >= items {
+        if row.len() >= candidates.len() {
             continue;
         }
         let mut r = rng::stream(seed, Purpose::Negatives, &[epoch, u64::from(u)]);
         for &p in row {
             let n = loop {
-                let n = rng::below(&mut r, items) as u32;
+                let n = candidates[rng::below(&mut r, candidates.len())];
                 if row.binary_search(&n).is_err() {
                     break n;
                 }
@@ -471,4 +483,21 @@ pub fn factors(users: &Tensor, items: &Tensor) -> Result<TensorMap> {
         ("user_vectors".to_string(), users.detach().contiguous()?),
         ("item_vectors".to_string(), items.detach().contiguous()?),
     ]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn negatives_come_from_the_candidates_and_are_not_the_users() {
+        let rows = Csr::from_rows([vec![1u32, 3], vec![3, 7], vec![1, 3, 7]]);
+        let triples = sample_triples_among(&[1, 3, 7], &rows, 5, 0);
+        // The last user has all candidates.
+        assert_eq!(triples.len(), 4);
+        for (u, p, n) in triples {
+            assert!(rows.row(u).contains(&p));
+            assert_eq!(n, [7, 1][u as usize]);
+        }
+    }
 }

@@ -32,9 +32,20 @@ pub enum Align {
     None,
 }
 
+/// What ranks a batch's pairs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Loss {
+    /// Each pair against one negative, by dot products (BPR).
+    Bpr,
+    /// Each pair against every item of the batch that its user does not have, by a softmax over
+    /// cosines.
+    Softmax,
+}
+
 /// By what users are neighbours. Their graph is built once from all training pairs, those that are
-/// hidden while a batch is scored included: on sparse data it may tell what it should not, and
-/// [`UserGraph::Off`] is worth a try.
+/// hidden while a batch is scored included, and so may tell what has to be found: there is none
+/// unless asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum UserGraph {
@@ -59,6 +70,10 @@ pub struct DprecConfig {
     pub lr_decay: f64,
     /// Triples per step; at most a quarter of the training pairs, see [`Dprec`](super::Dprec).
     pub batch: usize,
+    /// What ranks a batch's pairs.
+    pub loss: Loss,
+    /// Temperature of the softmax over cosines.
+    pub score_temperature: f64,
     /// Weight λr of the squared norm of the id vectors in a batch (half of it, per triple).
     pub reg: f64,
 
@@ -138,6 +153,8 @@ impl Default for DprecConfig {
             lr: 1e-3,
             lr_decay: 0.96,
             batch: 2048,
+            loss: Loss::Softmax,
+            score_temperature: 0.3,
             reg: 1e-4,
             whiten: true,
             whiten_width: 256,
@@ -149,7 +166,7 @@ impl Default for DprecConfig {
             memory_bank: 0,
             neighbors: 10,
             user_neighbors: 10,
-            user_graph: UserGraph::Jaccard,
+            user_graph: UserGraph::Off,
             perspective: Perspective::Gate,
             align: Align::Hypergraph,
             level_item: true,
@@ -196,6 +213,7 @@ impl DprecConfig {
             ("temperature", self.temperature, 0.02, 100.0),
             ("concept_temperature", self.concept_temperature, 0.02, 100.0),
             ("content_gain", self.content_gain, 1e-6, 1e3),
+            ("score_temperature", self.score_temperature, 0.02, 100.0),
             ("reg", self.reg, 0.0, 1e3),
             ("gumbel", self.gumbel, 0.0, 10.0),
             ("message_scale", self.message_scale, 0.0, 100.0),

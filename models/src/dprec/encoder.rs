@@ -177,7 +177,7 @@ impl Encoder {
     }
 
     /// `X_c` of the content channels, `[n, d]` each, zero where missing.
-    fn content(&self) -> Result<Vec<Tensor>> {
+    pub(super) fn content(&self, ids: &Tensor) -> Result<Vec<Tensor>> {
         self.inputs
             .iter()
             .enumerate()
@@ -185,7 +185,7 @@ impl Encoder {
                 let x = ops::input_linear(&input.features, &input.weight)?;
                 let mut x = input.norm.forward(&x.broadcast_add(&input.bias)?)?;
                 if let Some(gate) = self.product.get(c) {
-                    x = (candle_nn::ops::sigmoid(&gate.forward(&x)?)? * &self.item_ids)?;
+                    x = (candle_nn::ops::sigmoid(&gate.forward(&x)?)? * ids)?;
                 }
                 Ok(x.broadcast_mul(&input.present)?)
             })
@@ -203,15 +203,17 @@ impl Encoder {
 
     /// Both perspectives of all nodes, by the interactions seen.
     pub(super) fn views(&self, graphs: &Graphs, seen: &Observed) -> Result<Views> {
-        let x = self.content()?;
-        let items: Vec<&Tensor> = std::iter::once(&self.item_ids).chain(&x).collect();
+        // Ids without a training row have learnt nothing: their items are what content makes of them.
+        let ids = self.item_ids.broadcast_mul(&graphs.whole.trained)?;
+        let x = self.content(&ids)?;
+        let items: Vec<&Tensor> = std::iter::once(&ids).chain(&x).collect();
         let memory = match self.perspective {
             Perspective::Expansion => None,
             _ => Some(self.memory(seen, &x, &items)?),
         };
         let (mut users, mut expanded) = (None, None);
         if self.perspective != Perspective::Memory {
-            let (u, i) = self.expansion(graphs, seen, &x)?;
+            let (u, i) = self.expansion(graphs, seen, &ids, &x)?;
             (users, expanded) = (Some(u), Some(i));
         }
         Ok(Views {
@@ -245,6 +247,7 @@ impl Encoder {
         &self,
         graphs: &Graphs,
         seen: &Observed,
+        ids: &Tensor,
         x: &[Tensor],
     ) -> Result<(Tensor, Tensor)> {
         let d = self.dim;
@@ -252,9 +255,9 @@ impl Encoder {
             Some(l) => Some(candle_nn::ops::softmax(l, 0)?),
             None => None,
         };
-        let mut items = vec![self.item_ids.clone()];
+        let mut items = vec![ids.clone()];
         for (c, (graph, x)) in graphs.item_graphs.iter().zip(x).enumerate() {
-            let both = graph.apply(&Tensor::cat(&[x, &self.item_ids], 1)?)?;
+            let both = graph.apply(&Tensor::cat(&[x, ids], 1)?)?;
             items.push((x + both.narrow(1, 0, d)?.contiguous()?)?);
             let mut id = both.narrow(1, d, d)?.contiguous()?;
             if let Some(s) = &shares {

@@ -25,7 +25,9 @@
 //! One step: content inputs → both encoders over all nodes → gate → hyperedges over all items →
 //! vectors of the batch's nodes → losses. A batch's own pairs are hidden from everything it is scored
 //! with (ours). Otherwise a user's mean of contents, interest and propagated vector would hold the very
-//! item that has to be found, and the loss would fall by recognising it.
+//! item that has to be found, and the loss would fall by recognising it. Pairs are ranked by a softmax
+//! over cosines with every item of the batch (ours, [`config::Loss::Softmax`]); `loss=bpr` is the works' one
+//! negative a pair, with which vectors of unit length on top of id vectors learn worse.
 //!
 //! # Ablations
 //!
@@ -57,7 +59,7 @@ mod probe;
 use candle_core::{Device, Tensor};
 
 pub use config::DprecConfig;
-use config::Perspective;
+use config::{Loss, Perspective};
 
 use alignment::Alignment;
 use encoder::{Encoder, Views, column};
@@ -68,9 +70,10 @@ use objective::{Batch, Parts};
 
 use crate::data::{Csr, Dataset, ModalityFeatures};
 use crate::error::{Error, Result};
+use crate::ops;
 use crate::params::{Adam, Params, TensorMap, restore_training, training_state};
 use crate::rng::{self, Purpose};
-use crate::train::{EpochLosses, Learner, Monitor, factors, sample_triples};
+use crate::train::{EpochLosses, Learner, Monitor, factors, sample_triples_among};
 
 /// Epochs after which the learning rate shrinks once.
 const DECAY_EVERY: u64 = 50;
@@ -89,6 +92,9 @@ pub struct Dprec {
     adam: Adam,
     encoder: Encoder,
     alignment: Alignment,
+    /// Items with training rows, in order: negatives are drawn from them. One that cannot be right in
+    /// training would only learn to rank low.
+    trained: Vec<u32>,
     /// Which items have each channel (the id channel first), as columns `[n, 1]`.
     present: Vec<Tensor>,
     /// True groups to compare the concepts with.
@@ -136,6 +142,9 @@ impl Dprec {
         seed: u64,
         dev: &Device,
     ) -> Result<Self> {
+        let mut trained = rows.indices.clone();
+        trained.sort_unstable();
+        trained.dedup();
         let graphs = Graphs::new(rows, items, &content, &cfg, dev)?;
         let mut params = Params::default();
         let encoder = Encoder::new(&mut params, &graphs, &content, &cfg, seed, dev)?;
@@ -156,6 +165,7 @@ impl Dprec {
             adam,
             encoder,
             alignment,
+            trained,
             present,
             truth: None,
             finished: None,
@@ -237,6 +247,11 @@ impl Dprec {
             }
         }
         let users = self.alignment.fuse(&users, &seen.user_present)?.detach();
+        // A softmax over cosines is trained without lengths, so there are none.
+        let items = match self.cfg.loss {
+            Loss::Bpr => items,
+            Loss::Softmax => ops::normalize_rows(&items)?,
+        };
         Ok(Finished {
             users,
             items,
@@ -377,7 +392,7 @@ impl Learner for Dprec {
         if cfg.perspective != Perspective::Expansion {
             self.graphs.thin(cfg.keep_rate, self.seed, epoch);
         }
-        let triples = sample_triples(&self.graphs.rows, self.graphs.items, self.seed, epoch);
+        let triples = sample_triples_among(&self.trained, &self.graphs.rows, self.seed, epoch);
         let mut sum = Parts::default();
         let mut n = 0u64;
         let batch = self.batch();
@@ -386,7 +401,7 @@ impl Learner for Dprec {
             let noise = self.noise(epoch, n)?;
             let (loss, parts) = self.objective(&batch, noise.as_deref(), ramp)?;
             self.adam.step(&loss.backward()?)?;
-            sum.bpr += parts.bpr;
+            sum.ranking += parts.ranking;
             sum.item += parts.item;
             sum.concept += parts.concept;
             sum.interest += parts.interest;
@@ -396,7 +411,7 @@ impl Learner for Dprec {
         }
         let n = n.max(1) as f64;
         let mut out = vec![
-            ("loss_bpr", sum.bpr / n),
+            ("loss_ranking", sum.ranking / n),
             ("loss_item", sum.item / n),
             ("loss_concept", sum.concept / n),
             ("loss_interest", sum.interest / n),

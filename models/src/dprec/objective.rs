@@ -1,15 +1,21 @@
 //! The training objective of a batch: ranking, alignment of each level, agreement of perspectives.
 
+use std::collections::HashMap;
+
 use candle_core::Tensor;
 
 use super::alignment::Hyperedges;
-use super::config::Align;
+use super::config::{Align, Loss};
 use super::encoder::{Views, channels};
 use super::graphs::Observed;
 use super::losses::{self, pick};
 use super::{Dprec, hypergraph, scalar};
+use crate::data::Csr;
 use crate::error::Result;
 use crate::ops;
+
+/// Per row, the columns that are right and their weights.
+type Targets = Vec<Vec<(u32, f32)>>;
 
 /// A batch of triples and the distinct nodes in it.
 pub(super) struct Batch<'a> {
@@ -26,8 +32,7 @@ pub(super) struct Batch<'a> {
 impl<'a> Batch<'a> {
     pub(super) fn new(triples: &'a [(u32, u32, u32)]) -> Self {
         let place = |ids: &[u32], of: &mut dyn Iterator<Item = u32>| -> Vec<u32> {
-            let at: std::collections::HashMap<u32, u32> =
-                ids.iter().zip(0..).map(|(&id, k)| (id, k)).collect();
+            let at: HashMap<u32, u32> = ids.iter().zip(0..).map(|(&id, k)| (id, k)).collect();
             of.map(|id| at[&id]).collect()
         };
         let all: Vec<u32> = triples.iter().map(|t| t.0).collect();
@@ -43,12 +48,29 @@ impl<'a> Batch<'a> {
             items,
         }
     }
+
+    /// Per distinct user, as places among the distinct items: the positives, whose weights make the sum
+    /// over users divided by their number a mean over triples; and the user's other training items.
+    fn targets(&self, rows: &Csr) -> (Targets, Vec<Vec<u32>>) {
+        let weight = self.users.len() as f32 / self.triples.len() as f32;
+        let mut targets = vec![Vec::new(); self.users.len()];
+        for (&u, &i) in self.user_at.iter().zip(&self.positive_at) {
+            targets[u as usize].push((i, weight));
+        }
+        let place: HashMap<u32, u32> = self.items.iter().zip(0..).map(|(&i, k)| (i, k)).collect();
+        let others = |(&u, own): (&u32, &Vec<(u32, f32)>)| {
+            let row = rows.row(u).iter().filter_map(|i| place.get(i).copied());
+            row.filter(|k| own.iter().all(|t| t.0 != *k)).collect()
+        };
+        let masked = self.users.iter().zip(&targets).map(others).collect();
+        (targets, masked)
+    }
 }
 
 /// Losses of a step by name, for the progress file.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Parts {
-    pub(super) bpr: f64,
+    pub(super) ranking: f64,
     pub(super) item: f64,
     pub(super) concept: f64,
     pub(super) interest: f64,
@@ -56,8 +78,8 @@ pub(super) struct Parts {
 }
 
 impl Dprec {
-    /// Scores of the positives and negatives of a batch, `[B]` each.
-    fn scores(
+    /// Final vectors of the distinct users and items of a batch.
+    fn vectors(
         &self,
         seen: &Observed,
         views: &Views,
@@ -82,10 +104,31 @@ impl Dprec {
         let items = &batch.items;
         let o = self.alignment.items(z, &self.present, edges, Some(items))?;
         let items = self.alignment.fuse(&o, &at(&self.present, items)?)?;
-        let users = pick(&users, &batch.user_at)?;
-        let score =
-            |places: &[u32]| -> Result<Tensor> { Ok((&users * pick(&items, places)?)?.sum(1)?) };
-        Ok((score(&batch.positive_at)?, score(&batch.negative_at)?))
+        Ok((users, items))
+    }
+
+    /// How badly the batch's pairs are ranked, from the final vectors of its users and items.
+    pub(super) fn ranking(
+        &self,
+        users: &Tensor,
+        items: &Tensor,
+        batch: &Batch<'_>,
+    ) -> Result<Tensor> {
+        match self.cfg.loss {
+            Loss::Bpr => {
+                let users = pick(users, &batch.user_at)?;
+                let score = |places: &[u32]| -> Result<Tensor> {
+                    Ok((&users * pick(items, places)?)?.sum(1)?)
+                };
+                losses::bpr(&score(&batch.positive_at)?, &score(&batch.negative_at)?)
+            }
+            Loss::Softmax => {
+                let (users, items) = (ops::normalize_rows(users)?, ops::normalize_rows(items)?);
+                let scores = (users.matmul(&items.t()?)? / self.cfg.score_temperature)?;
+                let (targets, masked) = batch.targets(&self.graphs.rows);
+                ops::softmax_cross_entropy(&scores, targets, masked)
+            }
+        }
     }
 
     /// The whole objective of a batch and its parts.
@@ -101,13 +144,13 @@ impl Dprec {
         let views = self.encoder.views(&self.graphs, seen)?;
         let z = self.item_vectors(&views, seen)?;
         let edges = self.alignment.hyperedges(seen, &z, &self.present, noise)?;
-        let (positive, negative) = self.scores(seen, &views, &z, &edges, batch)?;
-        let bpr = losses::bpr(&positive, &negative)?;
+        let (users, items) = self.vectors(seen, &views, &z, &edges, batch)?;
+        let ranking = self.ranking(&users, &items, batch)?;
         let mut parts = Parts {
-            bpr: scalar(&bpr)?,
+            ranking: scalar(&ranking)?,
             ..Parts::default()
         };
-        let mut loss = (bpr + self.penalty(batch)?)?;
+        let mut loss = (ranking + self.penalty(batch)?)?;
         let mut add = |term: Option<Tensor>, weight: f64, part: &mut f64| -> Result<()> {
             if let Some(t) = term {
                 *part = scalar(&t)?;
