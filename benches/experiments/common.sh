@@ -26,17 +26,24 @@ run() {
   "$tercet" "$@" --out "$out" --threads "$threads" "${resume[@]}" --json >"$out.log"
 }
 
+# report FILE command…: the command's output, in place only when it is whole.
+report() {
+  local out=$1; shift
+  "$@" >"$out.partial"
+  mv "$out.partial" "$out"
+}
+
 # pack NAME FOLDER: exports a student as an int8 bundle and evaluates it through the runtime.
 pack() {
   local out=$runs/$1 folder=$2
   [ -f "$out.bundle.json" ] && return 0
   echo "== bundle of $1" >&2
-  "$tercet" export --student "$out" --data "$folder" --out "$out.tercet" --json >"$out.export.json"
-  "$tercet" evaluate --run "$out" --data "$folder" --slices --json >"$out.run.json"
-  "$tercet" evaluate --bundle "$out.tercet" --data "$folder" --slices --json >"$out.bundle.json"
+  report "$out.export.json" "$tercet" export --student "$out" --data "$folder" --out "$out.tercet" --json
+  report "$out.run.json" "$tercet" evaluate --run "$out" --data "$folder" --slices --json
+  report "$out.bundle.json" "$tercet" evaluate --bundle "$out.tercet" --data "$folder" --slices --json
 }
 
 # slices NAME FOLDER: cold and warm items of a run that is not a student.
 slices() {
-  [ -f "$runs/$1.run.json" ] || "$tercet" evaluate --run "$runs/$1" --data "$2" --slices --json >"$runs/$1.run.json"
+  [ -f "$runs/$1.run.json" ] || report "$runs/$1.run.json" "$tercet" evaluate --run "$runs/$1" --data "$2" --slices --json
 }

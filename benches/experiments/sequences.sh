@@ -26,7 +26,7 @@ baselines() {
 
 # branch NAME FOLDER BRANCH: what one branch of an ODMT run ranks by itself.
 branch() {
-  [ -f "$runs/$1.$3.json" ] || "$tercet" evaluate --run "$runs/$1" --data "$2" --set "score_by=$3" --json >"$runs/$1.$3.json"
+  [ -f "$runs/$1.$3.json" ] || report "$runs/$1.$3.json" "$tercet" evaluate --run "$runs/$1" --data "$2" --set "score_by=$3" --json
 }
 
 # ablations PART FOLDER options…: ODMT less one of its parts, one seed.
@@ -43,11 +43,11 @@ industrial() {
     run industrial-sasrec-$s train --model sasrec --data "$d" --seed $s "${select[@]}" --epochs 60 --set windows=all
   done
   ablations industrial "$d" "${o[@]}"
-  slices industrial-odmt-1 "$d"
   branch industrial-odmt-1 "$d" id
   branch industrial-odmt-1 "$d" text_minilm
-  slices industrial-sasrec-1 "$d"
   for s in $seeds; do
+    slices industrial-odmt-$s "$d"
+    slices industrial-sasrec-$s "$d"
     # The published queries do not exclude the history, so neither does the student's training.
     run industrial-student-$s distill --teacher "$runs/industrial-odmt-$s" --data "$d" --seed $s "${select[@]}" --epochs 30 --set mask_history=false
     pack industrial-student-$s "$d"

@@ -17,9 +17,8 @@ data=${TERCET_DATA_DIR:-}
 answers() {
   local out=$runs/$1.$3.json
   [ -f "$out" ] && return 0
-  "$tercet" evaluate --run "$runs/$1" --data "$2" --protocol "sampled:$4" --k 1,5,10 \
-    --set "scoring=$3" --threads "$threads" --json >"$out.tmp"
-  mv "$out.tmp" "$out"
+  report "$out" "$tercet" evaluate --run "$runs/$1" --data "$2" --protocol "sampled:$4" --k 1,5,10 \
+    --set "scoring=$3" --threads "$threads" --json
 }
 
 # The shop of the specification's size: 600 users, 400 items, about 20 events each.
