@@ -21,9 +21,9 @@ bundle() {
 replays() {
   local s
   for s in valid test; do
-    [ -f "$runs/$1.$3.$s.json" ] || "$tercet" evaluate --bundle "$runs/$1.tercet" --data "$2" --replay --split $s --json >"$runs/$1.$3.$s.json"
+    [ -f "$runs/$1.$3.$s.json" ] || report "$runs/$1.$3.$s.json" "$tercet" evaluate --bundle "$runs/$1.tercet" --data "$2" --replay --split $s --json
   done
-  [ -f "$runs/$1.$3.quiet.json" ] || "$tercet" evaluate --bundle "$runs/$1.tercet" --data "$2" --replay --shown 0 --json >"$runs/$1.$3.quiet.json"
+  [ -f "$runs/$1.$3.quiet.json" ] || report "$runs/$1.$3.quiet.json" "$tercet" evaluate --bundle "$runs/$1.tercet" --data "$2" --replay --shown 0 --json
 }
 
 # split_by_time SET: the set split by time within each user.
