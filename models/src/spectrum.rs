@@ -18,6 +18,8 @@ use crate::rng::{self, Purpose};
 const PASSES: usize = 5;
 /// Scores held at once.
 const MOST_SCORES: usize = 1 << 24;
+/// Queries asked at once: what a model of sequences holds for one is more than its scores.
+const ASKED: usize = 256;
 
 /// Orthonormal columns `[N, dim]` that span the leading right singular subspace of the scores
 /// `[queries, N]`, by subspace iteration. Each scorer's rows are centred and brought to unit
@@ -61,7 +63,9 @@ fn standard_scores(scorers: &[Box<dyn Scorer>], queries: &[EvalQuery], n: usize)
     let mut scores = vec![0f32; queries.len() * n];
     let share = 1.0 / scorers.len() as f64;
     for scorer in scorers {
-        scorer.score(queries, &mut scores)?;
+        for (part, out) in queries.chunks(ASKED).zip(scores.chunks_mut(ASKED * n)) {
+            scorer.score(part, out)?;
+        }
         sum.par_chunks_mut(n)
             .zip(scores.par_chunks(n))
             .for_each(|(sum, row)| add_standardized(sum, row, share));
