@@ -68,7 +68,8 @@ pub struct DprecConfig {
     pub lr: f64,
     /// Factor on the learning rate every 50 epochs.
     pub lr_decay: f64,
-    /// Triples per step; at most a quarter of the training pairs, see [`Dprec`](super::Dprec).
+    /// Triples per step; at most a quarter of the training pairs, see [`Dprec`](super::Dprec). The
+    /// softmax holds a score for each user and item of a batch, at most 8 `batch`² bytes.
     pub batch: usize,
     /// What ranks a batch's pairs.
     pub loss: Loss,

@@ -25,9 +25,11 @@
 //! One step: content inputs → both encoders over all nodes → gate → hyperedges over all items →
 //! vectors of the batch's nodes → losses. A batch's own pairs are hidden from everything it is scored
 //! with (ours). Otherwise a user's mean of contents, interest and propagated vector would hold the very
-//! item that has to be found, and the loss would fall by recognising it. Pairs are ranked by a softmax
-//! over cosines with every item of the batch (ours, [`config::Loss::Softmax`]); `loss=bpr` is the works' one
-//! negative a pair, with which vectors of unit length on top of id vectors learn worse.
+//! item that has to be found, and the loss would fall by recognising it.
+//!
+//! Pairs are ranked by a softmax over cosines with every item of the batch (ours,
+//! [`config::Loss::Softmax`]). The works' one negative a pair, by dot products, is `loss=bpr`: content
+//! of unit length on top of much shorter id vectors learns worse by it.
 //!
 //! # Ablations
 //!
