@@ -26,6 +26,17 @@ run() {
   "$tercet" "$@" --out "$out" --threads "$threads" "${resume[@]}" --json >"$out.log"
 }
 
+# copied FROM TO [command…]: a writable copy of a data set, made once; the command changes it, from inside.
+copied() {
+  local from=$1 to=$2; shift 2
+  [ -d "$to" ] && return 0
+  rm -rf "$to.partial"
+  cp -r "$from" "$to.partial"
+  chmod -R u+w "$to.partial"
+  [ $# -eq 0 ] || (cd "$to.partial" && "$@")
+  mv "$to.partial" "$to"
+}
+
 # report FILE command…: the command's output, in place only when it is whole.
 report() {
   local out=$1; shift

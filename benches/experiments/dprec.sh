@@ -22,7 +22,7 @@ texts() {
   folder=$data/$2
   [ -n "${TERCET_LLM:-}" ] || return 0
   folder=$runs/$1-data
-  [ -d "$folder" ] || { cp -r "$data/$2" "$folder.partial" && chmod -R u+w "$folder.partial" && mv "$folder.partial" "$folder"; }
+  copied "$data/$2" "$folder"
   [ -f "$folder/features/text_llm.safetensors" ] || "$tercet" data embed --data "$folder" --modality text \
     --model "$TERCET_LLM" --prompt "$3" --max-tokens 160 --batch 8 --out text_llm >&2
   large=text_llm
@@ -41,12 +41,12 @@ peers() {
 model() {
   local n=$1 s
   local train=(train --model dprec --data "$folder" "${common[@]}" "${dprec[@]}")
-  # Its modalities: the language model's text instead of the small encoder's.
+  # Its modalities and its student's: the language model's text instead of the small encoder's.
   local full=("${small[@]/text_minilm/$large}")
   for s in $seeds; do
     run "$n-dprec-$s" "${train[@]}" "${full[@]}" --seed $s
     slices "$n-dprec-$s" "$folder"
-    run "$n-student-$s" distill --teacher "$runs/$n-dprec-$s" --data "$folder" --seed $s "${student[@]}"
+    run "$n-student-$s" distill --teacher "$runs/$n-dprec-$s" --data "$folder" "${full[@]}" --seed $s "${student[@]}"
     pack "$n-student-$s" "$folder"
   done
   run "$n-dprec-memory-1" "${train[@]}" "${full[@]}" --seed 1 --set perspective=memory

@@ -60,8 +60,7 @@ industrial() {
 tokens() {
   local d=$runs/industrial-tokens o=(--modalities text_tokens --epochs 30 --set train.patience=6) s
   [ -n "${TERCET_ENCODER:-}" ] || return 0
-  [ -d "$d" ] || cp -r "$data/amazon-industrial-text" "$d"
-  chmod -R u+w "$d"
+  copied "$data/amazon-industrial-text" "$d"
   [ -f "$d/features/text_tokens.safetensors" ] || "$tercet" data embed --data "$d" --modality text --model "$TERCET_ENCODER" --tokens 20 --columns title --out text_tokens >&2
   for s in $seeds; do
     run industrial-odmt-tokens-$s train --model odmt --data "$d" --seed $s "${select[@]}" "${o[@]}"
@@ -117,12 +116,7 @@ yelp() {
 # it was still rising.
 ml1m() {
   local d=$runs/ml1m-shuffled o=(--epochs 10 --set windows=last --set window=50 --set batch=32 --set dropout=0.2 --set tau=0.5 --set alpha=0.1) s m
-  if [ ! -d "$d" ]; then
-    cp -r "$data/ml1m-mm" "$d.partial"
-    chmod -R u+w "$d.partial"
-    python3 "$here/shuffle_rows.py" "$d.partial/interactions.csv.gz"
-    mv "$d.partial" "$d"
-  fi
+  copied "$data/ml1m-mm" "$d" python3 "$here/shuffle_rows.py" interactions.csv.gz
   for s in $seeds; do
     run ml1m-odmt-$s train --model odmt --data "$d" --seed $s "${select[@]}" "${o[@]}"
     run ml1m-sasrec-$s train --model sasrec --data "$d" --seed $s "${select[@]}" --epochs 30 --set train.patience=4 --set windows=last --set window=50

@@ -23,29 +23,31 @@ pub(super) struct Batch<'a> {
     /// Distinct users, and the place of each triple's user among them.
     users: Vec<u32>,
     user_at: Vec<u32>,
-    /// Distinct items, positives and negatives alternating, and the places of both.
+    /// Distinct items, positives and negatives alternating, where each stands, and the places of both.
     items: Vec<u32>,
+    item_places: HashMap<u32, u32>,
     positive_at: Vec<u32>,
     negative_at: Vec<u32>,
 }
 
 impl<'a> Batch<'a> {
     pub(super) fn new(triples: &'a [(u32, u32, u32)]) -> Self {
-        let place = |ids: &[u32], of: &mut dyn Iterator<Item = u32>| -> Vec<u32> {
-            let at: HashMap<u32, u32> = ids.iter().zip(0..).map(|(&id, k)| (id, k)).collect();
-            of.map(|id| at[&id]).collect()
+        let places = |ids: &[u32]| -> HashMap<u32, u32> {
+            ids.iter().zip(0..).map(|(&id, k)| (id, k)).collect()
         };
         let all: Vec<u32> = triples.iter().map(|t| t.0).collect();
         let (users, _) = ops::distinct(&all);
         let both: Vec<u32> = triples.iter().flat_map(|t| [t.1, t.2]).collect();
         let (items, _) = ops::distinct(&both);
+        let (user_places, item_places) = (places(&users), places(&items));
         Self {
-            user_at: place(&users, &mut triples.iter().map(|t| t.0)),
-            positive_at: place(&items, &mut triples.iter().map(|t| t.1)),
-            negative_at: place(&items, &mut triples.iter().map(|t| t.2)),
+            user_at: triples.iter().map(|t| user_places[&t.0]).collect(),
+            positive_at: triples.iter().map(|t| item_places[&t.1]).collect(),
+            negative_at: triples.iter().map(|t| item_places[&t.2]).collect(),
             triples,
             users,
             items,
+            item_places,
         }
     }
 
@@ -57,9 +59,11 @@ impl<'a> Batch<'a> {
         for (&u, &i) in self.user_at.iter().zip(&self.positive_at) {
             targets[u as usize].push((i, weight));
         }
-        let place: HashMap<u32, u32> = self.items.iter().zip(0..).map(|(&i, k)| (i, k)).collect();
         let others = |(&u, own): (&u32, &Vec<(u32, f32)>)| {
-            let row = rows.row(u).iter().filter_map(|i| place.get(i).copied());
+            let row = rows
+                .row(u)
+                .iter()
+                .filter_map(|i| self.item_places.get(i).copied());
             row.filter(|k| own.iter().all(|t| t.0 != *k)).collect()
         };
         let masked = self.users.iter().zip(&targets).map(others).collect();
