@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::attention::{Segments, causal_attention, last_states};
 use crate::data::Dataset;
-use crate::data::sequence::{Windows, newest, training_sequences, windows};
+use crate::data::sequence::{Windows, newest, shuffled, training_sequences, windows};
 use crate::error::{Error, Result};
 use crate::eval::{EvalQuery, Scorer};
 use crate::factors::copy_scores;
@@ -34,6 +34,8 @@ pub struct SasrecConfig {
     pub window: usize,
     /// Whether events before the newest window are trained on.
     pub windows: Windows,
+    /// Draw a new order of each user's events every epoch: for data whose events have none.
+    pub shuffle_events: bool,
     /// Dropout of embeddings and block outputs.
     pub dropout: f64,
     /// Adam's learning rate.
@@ -52,6 +54,7 @@ impl Default for SasrecConfig {
             heads: 2,
             window: 50,
             windows: Windows::Last,
+            shuffle_events: false,
             dropout: 0.3,
             lr: 1e-3,
             batch: 128,
@@ -261,7 +264,14 @@ impl Learner for Sasrec {
     }
 
     fn train_epoch(&mut self, epoch: u64, monitor: &mut Monitor<'_>) -> Result<EpochLosses> {
-        let mut order = all_windows(&self.sequences, &self.net.cfg);
+        let drawn;
+        let sequences = if self.net.cfg.shuffle_events {
+            drawn = shuffled(&self.sequences, self.seed, epoch);
+            &drawn
+        } else {
+            &self.sequences
+        };
+        let mut order = all_windows(sequences, &self.net.cfg);
         rng::shuffle(
             &mut rng::stream(self.seed, Purpose::Shuffle, &[epoch]),
             &mut order,

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{Dataset, Split};
+use crate::rng::{self, Purpose};
 
 /// Which parts of a long sequence are trained on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -28,6 +29,15 @@ pub fn training_sequences(data: &Dataset, least: usize) -> Vec<Vec<u32>> {
         .collect()
 }
 
+/// The sequences with the events of each in an order of this epoch's own: for data whose events have
+/// none, where a fixed order would be learnt by heart.
+pub fn shuffled(sequences: &[Vec<u32>], seed: u64, epoch: u64) -> Vec<Vec<u32>> {
+    let mut r = rng::stream(seed, Purpose::History, &[epoch]);
+    let mut out = sequences.to_vec();
+    out.iter_mut().for_each(|s| rng::shuffle(&mut r, s));
+    out
+}
+
 /// Windows of at most `inputs + 1` events, newest first: all but the last event of a window are
 /// inputs, all but the first are to be predicted. Neighbours share one event.
 pub fn windows(sequence: &[u32], inputs: usize, which: Windows) -> Vec<&[u32]> {
@@ -48,20 +58,27 @@ pub fn newest(history: &[u32], inputs: usize) -> &[u32] {
     &history[history.len().saturating_sub(inputs)..]
 }
 
-/// How often each of `items` items occurs in the windows, an event that two of them share once.
+/// How often each of `items` items occurs in the windows of an epoch, an event that two of them share
+/// once: the expected number where every epoch [shuffles](shuffled) the events.
 pub fn window_counts(
     sequences: &[Vec<u32>],
     inputs: usize,
     which: Windows,
+    shuffled: bool,
     items: usize,
-) -> Vec<u32> {
-    let mut counts = vec![0u32; items];
+) -> Vec<f64> {
+    let mut counts = vec![0.0; items];
     for s in sequences {
-        let covered = match which {
+        let newest = match which {
             Windows::Last => newest(s, inputs + 1),
             Windows::All => s,
         };
-        covered.iter().for_each(|&i| counts[i as usize] += 1);
+        let (covered, share) = if shuffled {
+            (s.as_slice(), newest.len() as f64 / s.len().max(1) as f64)
+        } else {
+            (newest, 1.0)
+        };
+        covered.iter().for_each(|&i| counts[i as usize] += share);
     }
     counts
 }
@@ -136,9 +153,27 @@ mod tests {
         assert_eq!(predicted, s[1..]);
         assert_eq!(windows(&s[..2], 3, Windows::All), [&[0, 1]]);
         assert!(windows(&s[..1], 3, Windows::All).is_empty());
-        let counts = window_counts(&[s.clone(), vec![9, 9]], 3, Windows::All, 10);
-        assert_eq!(counts, [1, 1, 1, 1, 1, 1, 1, 1, 1, 3]);
-        let counts = window_counts(&[s], 3, Windows::Last, 10);
-        assert_eq!(counts, [0, 0, 0, 0, 0, 0, 1, 1, 1, 1]);
+        let both = [s.clone(), vec![9, 9]];
+        let counts = |s: &[Vec<u32>], which, shuffled| window_counts(s, 3, which, shuffled, 10);
+        let mut of_all = [1.0; 10];
+        of_all[9] = 3.0;
+        assert_eq!(counts(&both, Windows::All, false), of_all);
+        assert_eq!(counts(&both, Windows::All, true), of_all);
+        let s = [s];
+        let of_last = [0., 0., 0., 0., 0., 0., 1., 1., 1., 1.];
+        assert_eq!(counts(&s, Windows::Last, false), of_last);
+        assert_eq!(counts(&s, Windows::Last, true), [0.4; 10]);
+    }
+
+    #[test]
+    fn shuffling_keeps_events_and_differs_by_epoch() {
+        let s = vec![(0..20).collect::<Vec<u32>>(), vec![7, 7, 3]];
+        let [a, b] = [0, 1].map(|epoch| shuffled(&s, 1, epoch));
+        assert_eq!(a, shuffled(&s, 1, 0));
+        assert_ne!(a, b);
+        for mut drawn in [a, b] {
+            drawn.iter_mut().for_each(|s| s.sort_unstable());
+            assert_eq!(drawn, [s[0].clone(), vec![3, 7, 7]]);
+        }
     }
 }

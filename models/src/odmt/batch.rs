@@ -75,10 +75,7 @@ impl Batch {
 }
 
 /// Logarithm of each item's share of the counted events; `-inf` where there is none.
-pub(super) fn log_popularity(counts: &[u32]) -> Vec<f32> {
-    let total: f64 = counts.iter().map(|&c| f64::from(c)).sum();
-    counts
-        .iter()
-        .map(|&c| (f64::from(c) / total).ln() as f32)
-        .collect()
+pub(super) fn log_popularity(counts: &[f64]) -> Vec<f32> {
+    let total: f64 = counts.iter().sum();
+    counts.iter().map(|&c| (c / total).ln() as f32).collect()
 }

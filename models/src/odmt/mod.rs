@@ -65,7 +65,7 @@ use user::UserEncoder;
 
 use crate::attention::{Segments, last_states};
 use crate::data::Dataset;
-use crate::data::sequence::{newest, training_sequences, window_counts, windows};
+use crate::data::sequence::{newest, shuffled, training_sequences, window_counts, windows};
 use crate::error::{Error, Result};
 use crate::eval::{EvalQuery, Scorer};
 use crate::factors::copy_scores;
@@ -211,7 +211,13 @@ impl Odmt {
                 "odmt needs users with at least two training events",
             ));
         }
-        let counts = window_counts(&sequences, cfg.window, cfg.windows, data.num_items());
+        let counts = window_counts(
+            &sequences,
+            cfg.window,
+            cfg.windows,
+            cfg.shuffle_events,
+            data.num_items(),
+        );
         let features = data
             .features
             .iter()
@@ -305,7 +311,14 @@ impl Learner for Odmt {
     }
 
     fn train_epoch(&mut self, epoch: u64, monitor: &mut Monitor<'_>) -> Result<EpochLosses> {
-        let mut order = all_windows(&self.sequences, &self.cfg);
+        let drawn;
+        let sequences = if self.cfg.shuffle_events {
+            drawn = shuffled(&self.sequences, self.seed, epoch);
+            &drawn
+        } else {
+            &self.sequences
+        };
+        let mut order = all_windows(sequences, &self.cfg);
         rng::shuffle(
             &mut rng::stream(self.seed, Purpose::Shuffle, &[epoch]),
             &mut order,

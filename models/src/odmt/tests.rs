@@ -132,7 +132,11 @@ fn net(cfg: &OdmtConfig, features: Vec<Frozen>) -> Result<Net> {
 const WINDOWS: [&[u32]; 3] = [&[0, 2, 4, 1, 2], &[3, 2, 5], &[4, 3]];
 
 fn batch(windows: &[&[u32]]) -> Batch {
-    Batch::new(windows, &log_popularity(&[3, 2, 5, 2, 2, 1, 4]), true)
+    Batch::new(
+        windows,
+        &log_popularity(&[3.0, 2.0, 5.0, 2.0, 2.0, 1.0, 4.0]),
+        true,
+    )
 }
 
 fn on(branches: usize, weight: f64) -> Distillation {

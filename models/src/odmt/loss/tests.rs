@@ -138,8 +138,8 @@ fn three_branches_match_oracle() -> Result<()> {
 /// Oracle 9.3: masks, labels and popularity correction of two users.
 #[test]
 fn candidates_match_oracle() -> Result<()> {
-    let mut counts = vec![0u32; 10];
-    for (item, n) in [(2, 1), (3, 1), (5, 2), (7, 2), (9, 1)] {
+    let mut counts = vec![0.0; 10];
+    for (item, n) in [(2, 1.0), (3, 1.0), (5, 2.0), (7, 2.0), (9, 1.0)] {
         counts[item] = n;
     }
     let windows = [&[5u32, 7, 9][..], &[2, 7, 5, 3]];
