@@ -2,7 +2,7 @@
 # DPRec and its peers on real data: popularity, EASE, LightGCN, DiffMM, DPRec, its ablations A1 to A4
 # and the int8 student; three seeds of DPRec and the student, one of the rest.
 #
-#   TERCET_DATA_DIR=/path/to/datasets TERCET_LLM=/path/to/smollm2 benches/experiments/dprec.sh [ml100k|tiktok|baby|steam|ml1m]...
+#   TERCET_DATA_DIR=/path/to/datasets TERCET_LLM=/path/to/smollm2 benches/experiments/dprec.sh [ml100k|tiktok|baby|steam|ml1m|growth]...
 #
 # Every run is a folder under TERCET_RUNS (default: runs/dprec). Finished runs are skipped and
 # interrupted ones are continued. With no argument all parts run, the small data sets first. The
@@ -102,8 +102,18 @@ ml1m() {
   model ml1m
 }
 
+# What an epoch of eight steps costs, from ten thousand training pairs to three hundred thousand.
+growth() {
+  local users d
+  for users in 800 2400 8000 24000; do
+    d=$runs/growth-$users-data
+    [ -d "$d" ] || "$tercet" data synth --kind perspectives --users $users --items $((users * 5 / 8)) --seed 17 --out "$d" --json >"$d.json"
+    run growth-$users-users train --model dprec --data "$d" --seed 1 --epochs 2 --set train.eval_every=2 --set batch=$((users * 3 / 2))
+  done
+}
+
 parts=("$@")
-[ ${#parts[@]} -gt 0 ] || parts=(ml100k tiktok baby steam ml1m)
+[ ${#parts[@]} -gt 0 ] || parts=(ml100k tiktok baby growth steam ml1m)
 for part in "${parts[@]}"; do
   ease=() graph=() diffmm=() dprec=() common=() student=() small=() large=text_minilm
   "$part"

@@ -51,10 +51,10 @@ impl<'a> Batch<'a> {
         }
     }
 
-    /// Per distinct user, as places among the distinct items: the positives, whose weights make the sum
-    /// over users divided by their number a mean over triples; and the user's other training items.
+    /// Per distinct user, as places among the distinct items: the positives, whose weights make a sum a mean
+    /// over triples; and the user's other training items.
     fn targets(&self, rows: &Csr) -> (Targets, Vec<Vec<u32>>) {
-        let weight = self.users.len() as f32 / self.triples.len() as f32;
+        let weight = 1.0 / self.triples.len() as f32;
         let mut targets = vec![Vec::new(); self.users.len()];
         for (&u, &i) in self.user_at.iter().zip(&self.positive_at) {
             targets[u as usize].push((i, weight));
@@ -128,9 +128,9 @@ impl Dprec {
             }
             Loss::Softmax => {
                 let (users, items) = (ops::normalize_rows(users)?, ops::normalize_rows(items)?);
-                let scores = (users.matmul(&items.t()?)? / self.cfg.score_temperature)?;
                 let (targets, masked) = batch.targets(&self.graphs.rows);
-                ops::softmax_cross_entropy(&scores, targets, masked)
+                let t = self.cfg.score_temperature;
+                ops::cosine_softmax(&users, &items, targets, masked, t)
             }
         }
     }
