@@ -107,25 +107,28 @@ yelp() {
   ablations yelp "$d" "${o[@]}"
   baselines yelp "$d"
   for s in $seeds; do
-    run yelp-student-$s distill --teacher "$runs/yelp-odmt-$s" --data "$d" --seed $s "${select[@]}" --epochs 3
+    run yelp-student-$s distill --teacher "$runs/yelp-odmt-$s" --data "$d" --seed $s "${select[@]}" --epochs 8
     pack yelp-student-$s "$d"
   done
 }
 
-# A copy whose rows are shuffled: an order that means nothing should not look like one. ODMT's epochs are few,
-# it was still rising.
+# A copy whose rows are shuffled, in that order: one that means nothing should not look like one. ODMT's epochs are
+# few, it was still rising. One seed of both with a new order every epoch, which is the default here.
 ml1m() {
-  local d=$runs/ml1m-shuffled o=(--epochs 10 --set windows=last --set window=50 --set batch=32 --set dropout=0.2 --set tau=0.5 --set alpha=0.1) s m
+  local d=$runs/ml1m-shuffled w=(--set windows=last --set window=50) s m
+  local fixed=(--epochs 10 --set shuffle_events=false) o=("${w[@]}" --set batch=32 --set dropout=0.2 --set tau=0.5 --set alpha=0.1)
   copied "$data/ml1m-mm" "$d" python3 "$here/shuffle_rows.py" interactions.csv.gz
   for s in $seeds; do
-    run ml1m-odmt-$s train --model odmt --data "$d" --seed $s "${select[@]}" "${o[@]}"
-    run ml1m-sasrec-$s train --model sasrec --data "$d" --seed $s "${select[@]}" --epochs 30 --set train.patience=4 --set windows=last --set window=50
+    run ml1m-odmt-$s train --model odmt --data "$d" --seed $s "${select[@]}" "${fixed[@]}" "${o[@]}"
+    run ml1m-sasrec-$s train --model sasrec --data "$d" --seed $s "${select[@]}" "${w[@]}" --epochs 30 --set train.patience=4 --set shuffle_events=false
     run ml1m-student-$s distill --teacher "$runs/ml1m-odmt-$s" --data "$d" --seed $s "${select[@]}" --epochs 20
     pack ml1m-student-$s "$d"
   done
-  ablations ml1m "$d" "${o[@]}"
+  run ml1m-odmt-shuffled-1 train --model odmt --data "$d" --seed 1 "${select[@]}" "${o[@]}" --epochs 12
+  run ml1m-sasrec-shuffled-1 train --model sasrec --data "$d" --seed 1 "${select[@]}" "${w[@]}" --epochs 60 --set train.patience=6
+  ablations ml1m "$d" "${fixed[@]}" "${o[@]}"
   for m in text_minilm image_efflite0; do
-    run ml1m-odmt-$m-alone-1 train --model odmt --data "$d" --modalities $m --seed 1 "${select[@]}" "${o[@]}"
+    run ml1m-odmt-$m-alone-1 train --model odmt --data "$d" --modalities $m --seed 1 "${select[@]}" "${fixed[@]}" "${o[@]}"
   done
   baselines ml1m "$d"
 }

@@ -3,16 +3,17 @@
 #
 #   benches/experiments/tmf.sh shop                       # ablations
 #   TERCET_DATA_DIR=/path/to/datasets benches/experiments/tmf.sh [ml100k|steam|retailrocket]...
-#   LLM=encoders/smollm2-135m … benches/experiments/tmf.sh shop-llm   # with a pretrained model
+#   LLM=encoders/smollm2 TERCET_DATA_DIR=… benches/experiments/tmf.sh ml100k-llm   # with a pretrained model
 #
-# Every run is a folder under TERCET_RUNS (default: runs/tmf), for each of TERCET_SEEDS (default "1 2 3"). Finished runs are skipped and
-# interrupted ones are continued. The tables are printed at the end by tables.py and tmf_tables.py,
-# which reads the rankings of a fixed shelf from *.vector.json and its like.
+# Every run is a folder under TERCET_RUNS (default: runs/tmf), for each of TERCET_SEEDS (default "1 2 3").
+# Finished runs are skipped and interrupted ones are continued. The tables are printed at the end by
+# tables.py and tmf_tables.py, which reads the rankings of a fixed shelf from *.vector.json and its like.
 set -euo pipefail
 runs_name=tmf
 . "$(dirname "$0")/common.sh"
 data=${TERCET_DATA_DIR:-}
 seeds=${TERCET_SEEDS:-1 2 3}
+common=() most=()
 
 # shelf NAME DIR NEGATIVES [SCORING…]: ranking and hit@1 on a fixed shelf, by the model's only way to score
 # (the file is called vector) or by each of TMF's that are named.
@@ -23,7 +24,7 @@ shelf() {
     [ -f "$out" ] && continue
     [ $# -eq 0 ] || set=(--set "scoring=$scoring")
     report "$out" "$tercet" evaluate --run "$runs/$name" --data "$folder" --protocol "sampled:$negatives" --k 1,5,10 \
-      "${set[@]}" --threads "$threads" --json
+      "${set[@]}" "${most[@]}" --threads "$threads" --json
   done
 }
 
@@ -71,13 +72,14 @@ shop() {
   shelf shop-full-1 "$d" 9 likelihood label free trie
 }
 
-shop-llm() {
-  shop_set
-  local llm=${LLM:?set LLM to the folder of a language model}
-  local options=(--set "llm=$llm" --set lr=2e-4 --set warmup_steps=${WARM:-4} --set examples=${EXAMPLES:-32}
-    --set sequences=${SEQUENCES:-64} --set sequence_batch=8 --set negatives=200 --epochs ${EPOCHS:-3})
-  run shop-llm train --model tmf --data "$runs/shop-data" --seed 1 "${options[@]}"
-  shelf shop-llm "$runs/shop-data" 9 label
+# With a pretrained language model: what two hours on two cores allow. Shelves of 300 users.
+ml100k-llm() {
+  need
+  local d=$data/ml100k-mm llm=${LLM:?set LLM to the folder of a language model}
+  run ml100k-llm-1 train --model tmf --data "$d" --seed 1 --epochs 4 --set "llm=$llm" --set lr=1e-3 --set warmup_steps=4 \
+    --set candidates=20 --set examples=96 --set label_share=0.5 --set sequences=160 --set sequence_batch=8
+  most=(--max-users 300)
+  shelf ml100k-llm-1 "$d" 19 vector label likelihood
 }
 
 # model NAME SET options…: popularity, the text and graph reading of TMF, its student.
@@ -93,7 +95,6 @@ model() {
   done
 }
 
-common=()
 need() { : "${data:?set TERCET_DATA_DIR to the folder that holds the data sets}"; }
 ml100k() { need; common=(); model ml100k ml100k-mm --epochs 16; }
 steam() { need; common=(--target-behavior play); model steam steam-mb; }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::attention::{Segments, causal_attention, last_states};
 use crate::data::Dataset;
-use crate::data::sequence::{Windows, newest, shuffled, training_sequences, windows};
+use crate::data::sequence::{TrainingWindows, Windows, newest, training_sequences};
 use crate::error::{Error, Result};
 use crate::eval::{EvalQuery, Scorer};
 use crate::factors::copy_scores;
@@ -34,8 +34,10 @@ pub struct SasrecConfig {
     pub window: usize,
     /// Whether events before the newest window are trained on.
     pub windows: Windows,
-    /// Draw a new order of each user's events every epoch: for data whose events have none.
-    pub shuffle_events: bool,
+    /// Draw a new order of each user's events every epoch. Absent: where the data has no order, and a fixed
+    /// one would be learnt by heart.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shuffle_events: Option<bool>,
     /// Dropout of embeddings and block outputs.
     pub dropout: f64,
     /// Adam's learning rate.
@@ -54,7 +56,7 @@ impl Default for SasrecConfig {
             heads: 2,
             window: 50,
             windows: Windows::Last,
-            shuffle_events: false,
+            shuffle_events: None,
             dropout: 0.3,
             lr: 1e-3,
             batch: 128,
@@ -173,8 +175,7 @@ pub struct Sasrec {
     adam: Adam,
     seed: u64,
     num_items: usize,
-    /// Training events of each user, oldest first (file order where the data has none).
-    sequences: Vec<Vec<u32>>,
+    windows: TrainingWindows,
 }
 
 impl Sasrec {
@@ -189,6 +190,12 @@ impl Sasrec {
                 "sasrec needs users with at least two training events",
             ));
         }
+        let windows = TrainingWindows {
+            sequences,
+            inputs: cfg.window,
+            which: cfg.windows,
+            shuffled: cfg.shuffle_events.unwrap_or(!data.ordered),
+        };
         let net = Net::new(data.num_items(), cfg, seed, dev)?;
         let adam = Adam::new(&net.params, net.cfg.lr, 0.0)?;
         Ok(Self {
@@ -196,7 +203,7 @@ impl Sasrec {
             adam,
             seed,
             num_items: data.num_items(),
-            sequences,
+            windows,
         })
     }
 
@@ -249,29 +256,14 @@ impl Sasrec {
     }
 }
 
-fn all_windows<'a>(sequences: &'a [Vec<u32>], cfg: &SasrecConfig) -> Vec<&'a [u32]> {
-    sequences
-        .iter()
-        .flat_map(|s| windows(s, cfg.window, cfg.windows))
-        .collect()
-}
-
 impl Learner for Sasrec {
     fn steps_per_epoch(&self) -> u64 {
-        all_windows(&self.sequences, &self.net.cfg)
-            .len()
-            .div_ceil(self.net.cfg.batch) as u64
+        self.windows.number().div_ceil(self.net.cfg.batch) as u64
     }
 
     fn train_epoch(&mut self, epoch: u64, monitor: &mut Monitor<'_>) -> Result<EpochLosses> {
-        let drawn;
-        let sequences = if self.net.cfg.shuffle_events {
-            drawn = shuffled(&self.sequences, self.seed, epoch);
-            &drawn
-        } else {
-            &self.sequences
-        };
-        let mut order = all_windows(sequences, &self.net.cfg);
+        let sequences = self.windows.of_epoch(self.seed, epoch);
+        let mut order = self.windows.cut(&sequences);
         rng::shuffle(
             &mut rng::stream(self.seed, Purpose::Shuffle, &[epoch]),
             &mut order,
@@ -377,11 +369,16 @@ mod tests {
             adam,
             seed: 0,
             num_items: 5,
-            sequences,
+            windows: TrainingWindows {
+                sequences,
+                inputs: 6,
+                which: Windows::Last,
+                shuffled: false,
+            },
         };
         for negatives in [&[][..], &[0, 3]] {
             let g = m
-                .loss(&all_windows(&m.sequences, &m.net.cfg), None, negatives)?
+                .loss(&m.windows.cut(&m.windows.sequences), None, negatives)?
                 .backward()?;
             for (name, v) in m.net.params.iter() {
                 let g = g

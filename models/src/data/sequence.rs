@@ -1,5 +1,7 @@
 //! Training sequences of models that predict the next item.
 
+use std::borrow::Cow;
+
 use serde::{Deserialize, Serialize};
 
 use super::{Dataset, Split};
@@ -29,15 +31,6 @@ pub fn training_sequences(data: &Dataset, least: usize) -> Vec<Vec<u32>> {
         .collect()
 }
 
-/// The sequences with the events of each in an order of this epoch's own: for data whose events have
-/// none, where a fixed order would be learnt by heart.
-pub fn shuffled(sequences: &[Vec<u32>], seed: u64, epoch: u64) -> Vec<Vec<u32>> {
-    let mut r = rng::stream(seed, Purpose::History, &[epoch]);
-    let mut out = sequences.to_vec();
-    out.iter_mut().for_each(|s| rng::shuffle(&mut r, s));
-    out
-}
-
 /// Windows of at most `inputs + 1` events, newest first: all but the last event of a window are
 /// inputs, all but the first are to be predicted. Neighbours share one event.
 pub fn windows(sequence: &[u32], inputs: usize, which: Windows) -> Vec<&[u32]> {
@@ -58,29 +51,61 @@ pub fn newest(history: &[u32], inputs: usize) -> &[u32] {
     &history[history.len().saturating_sub(inputs)..]
 }
 
-/// How often each of `items` items occurs in the windows of an epoch, an event that two of them share
-/// once: the expected number where every epoch [shuffles](shuffled) the events.
-pub fn window_counts(
-    sequences: &[Vec<u32>],
-    inputs: usize,
-    which: Windows,
-    shuffled: bool,
-    items: usize,
-) -> Vec<f64> {
-    let mut counts = vec![0.0; items];
-    for s in sequences {
-        let newest = match which {
-            Windows::Last => newest(s, inputs + 1),
-            Windows::All => s,
-        };
-        let (covered, share) = if shuffled {
-            (s.as_slice(), newest.len() as f64 / s.len().max(1) as f64)
-        } else {
-            (newest, 1.0)
-        };
-        covered.iter().for_each(|&i| counts[i as usize] += share);
+/// Training sequences and how they are cut into windows.
+#[derive(Debug, Clone)]
+pub struct TrainingWindows {
+    /// Training events of each user, oldest first.
+    pub sequences: Vec<Vec<u32>>,
+    /// Most input events of a window.
+    pub inputs: usize,
+    /// Which parts of long sequences are trained on.
+    pub which: Windows,
+    /// Whether every epoch draws an order of its own of each user's events: for data whose events have none,
+    /// where a fixed order would be learnt by heart.
+    pub shuffled: bool,
+}
+
+impl TrainingWindows {
+    /// The sequences as an epoch sees them.
+    pub fn of_epoch(&self, seed: u64, epoch: u64) -> Cow<'_, [Vec<u32>]> {
+        if !self.shuffled {
+            return Cow::Borrowed(&self.sequences);
+        }
+        let mut r = rng::stream(seed, Purpose::History, &[epoch]);
+        let mut out = self.sequences.clone();
+        out.iter_mut().for_each(|s| rng::shuffle(&mut r, s));
+        Cow::Owned(out)
     }
-    counts
+
+    /// The windows of all sequences.
+    pub fn cut<'a>(&self, sequences: &'a [Vec<u32>]) -> Vec<&'a [u32]> {
+        let windows = |s: &'a Vec<u32>| windows(s, self.inputs, self.which);
+        sequences.iter().flat_map(windows).collect()
+    }
+
+    /// Windows in an epoch.
+    pub fn number(&self) -> usize {
+        self.cut(&self.sequences).len()
+    }
+
+    /// How often each of `items` items occurs in the windows of an epoch, an event that two of them share
+    /// once: the expected number where epochs draw an order.
+    pub fn counts(&self, items: usize) -> Vec<f64> {
+        let mut counts = vec![0.0; items];
+        for s in &self.sequences {
+            let newest = match self.which {
+                Windows::Last => newest(s, self.inputs + 1),
+                Windows::All => s,
+            };
+            let (covered, share) = if self.shuffled {
+                (s.as_slice(), newest.len() as f64 / s.len().max(1) as f64)
+            } else {
+                (newest, 1.0)
+            };
+            covered.iter().for_each(|&i| counts[i as usize] += share);
+        }
+        counts
+    }
 }
 
 #[cfg(test)]
@@ -153,27 +178,41 @@ mod tests {
         assert_eq!(predicted, s[1..]);
         assert_eq!(windows(&s[..2], 3, Windows::All), [&[0, 1]]);
         assert!(windows(&s[..1], 3, Windows::All).is_empty());
-        let both = [s.clone(), vec![9, 9]];
-        let counts = |s: &[Vec<u32>], which, shuffled| window_counts(s, 3, which, shuffled, 10);
-        let mut of_all = [1.0; 10];
-        of_all[9] = 3.0;
-        assert_eq!(counts(&both, Windows::All, false), of_all);
-        assert_eq!(counts(&both, Windows::All, true), of_all);
-        let s = [s];
-        let of_last = [0., 0., 0., 0., 0., 0., 1., 1., 1., 1.];
-        assert_eq!(counts(&s, Windows::Last, false), of_last);
-        assert_eq!(counts(&s, Windows::Last, true), [0.4; 10]);
+        let of = |which, shuffled| TrainingWindows {
+            sequences: vec![s.clone(), vec![9, 9]],
+            inputs: 3,
+            which,
+            shuffled,
+        };
+        assert_eq!(of(Windows::All, false).number(), 4);
+        assert_eq!(of(Windows::Last, true).number(), 2);
+        let mut counts = [1.0; 10];
+        counts[9] = 3.0;
+        assert_eq!(of(Windows::All, false).counts(10), counts);
+        assert_eq!(of(Windows::All, true).counts(10), counts);
+        let counts = [0., 0., 0., 0., 0., 0., 1., 1., 1., 3.];
+        assert_eq!(of(Windows::Last, false).counts(10), counts);
+        let mut counts = [0.4; 10];
+        counts[9] = 2.4;
+        assert_eq!(of(Windows::Last, true).counts(10), counts);
     }
 
     #[test]
     fn shuffling_keeps_events_and_differs_by_epoch() {
-        let s = vec![(0..20).collect::<Vec<u32>>(), vec![7, 7, 3]];
-        let [a, b] = [0, 1].map(|epoch| shuffled(&s, 1, epoch));
-        assert_eq!(a, shuffled(&s, 1, 0));
+        let mut w = TrainingWindows {
+            sequences: vec![(0..20).collect(), vec![7, 7, 3]],
+            inputs: 5,
+            which: Windows::All,
+            shuffled: true,
+        };
+        let [a, b] = [0, 1].map(|epoch| w.of_epoch(1, epoch).into_owned());
+        assert_eq!(a, w.of_epoch(1, 0).into_owned());
         assert_ne!(a, b);
         for mut drawn in [a, b] {
             drawn.iter_mut().for_each(|s| s.sort_unstable());
-            assert_eq!(drawn, [s[0].clone(), vec![3, 7, 7]]);
+            assert_eq!(drawn, [w.sequences[0].clone(), vec![3, 7, 7]]);
         }
+        w.shuffled = false;
+        assert_eq!(*w.of_epoch(1, 1), w.sequences);
     }
 }

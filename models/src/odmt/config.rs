@@ -47,8 +47,10 @@ pub struct OdmtConfig {
     pub window: usize,
     /// Which parts of longer sequences are trained on; `parity` takes the last.
     pub windows: Windows,
-    /// Draw a new order of each user's events every epoch: for data whose events have none.
-    pub shuffle_events: bool,
+    /// Draw a new order of each user's events every epoch. Absent: where the data has no order, and a fixed
+    /// one would be learnt by heart.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shuffle_events: Option<bool>,
     /// Fewest events of a user to train on, counted over all splits.
     pub min_events: usize,
     /// Ablation: false sends each class token past the item encoder, straight to its head.
@@ -104,7 +106,7 @@ impl Default for OdmtConfig {
             id_init: IdInit::Mean,
             window: 12,
             windows: Windows::All,
-            shuffle_events: false,
+            shuffle_events: None,
             min_events: 2,
             imt: true,
             imt_layers: 2,
@@ -185,7 +187,7 @@ impl OdmtConfig {
     pub fn for_mode(mut self, mode: Mode) -> Self {
         if mode == Mode::Parity {
             self.windows = Windows::Last;
-            self.shuffle_events = false;
+            self.shuffle_events = Some(false);
             self.min_events = 5;
             self.standardize = false;
             self.mask_own = Some(true);

@@ -7,7 +7,7 @@ use candle_core::{Device, Tensor};
 
 use super::batch::Batch;
 use super::loss::online_distillation;
-use super::{Net, Odmt, OdmtConfig, all_windows};
+use super::{Net, Odmt, OdmtConfig};
 use crate::data::Dataset;
 use crate::error::{Error, Result};
 use crate::graph::index_tensor;
@@ -42,7 +42,7 @@ pub fn step_costs(
     dev: &Device,
 ) -> Result<Vec<StepCost>> {
     let mut model = Odmt::new(data, cfg, Mode::Honest, seed, dev)?;
-    let mut order = all_windows(&model.sequences, &model.cfg);
+    let mut order = model.windows.cut(&model.windows.sequences);
     rng::shuffle(&mut rng::stream(seed, Purpose::Shuffle, &[0]), &mut order);
     let batches: Vec<(Batch, Slots)> = order
         .chunks(model.cfg.batch)

@@ -24,9 +24,10 @@
 //! | missing features | – | zeros | hidden from other tokens; a learnt vector stands in their branch |
 //!
 //! The last two rows, windows over whole histories, standardised features, principal components for
-//! id tables of another width than the features, and own items as candidates where evaluation does
-//! not exclude them ([`OdmtConfig::mask_own`]) are ours. `parity` mode switches windows,
-//! standardisation and own items to what the program does.
+//! id tables of another width than the features, own items as candidates where evaluation does
+//! not exclude them ([`OdmtConfig::mask_own`]), and a new order every epoch for events that have none
+//! ([`OdmtConfig::shuffle_events`]) are ours. `parity` mode switches windows, standardisation, own items and
+//! order to what the program does.
 //!
 //! Published settings: `dim` and `id_dim` 768, `lr` 1e-4, `micro_batches` 2, `batch` 128, `window`
 //! 12, and
@@ -65,7 +66,7 @@ use user::UserEncoder;
 
 use crate::attention::{Segments, last_states};
 use crate::data::Dataset;
-use crate::data::sequence::{newest, shuffled, training_sequences, window_counts, windows};
+use crate::data::sequence::{TrainingWindows, newest, training_sequences};
 use crate::error::{Error, Result};
 use crate::eval::{EvalQuery, Scorer};
 use crate::factors::copy_scores;
@@ -179,8 +180,7 @@ pub struct Odmt {
     net: Net,
     adam: Adam,
     seed: u64,
-    /// Training events of each user, oldest first.
-    sequences: Vec<Vec<u32>>,
+    windows: TrainingWindows,
     log_popularity: Vec<f32>,
     mask_own: bool,
 }
@@ -211,13 +211,12 @@ impl Odmt {
                 "odmt needs users with at least two training events",
             ));
         }
-        let counts = window_counts(
-            &sequences,
-            cfg.window,
-            cfg.windows,
-            cfg.shuffle_events,
-            data.num_items(),
-        );
+        let windows = TrainingWindows {
+            sequences,
+            inputs: cfg.window,
+            which: cfg.windows,
+            shuffled: cfg.shuffle_events.unwrap_or(!data.ordered),
+        };
         let features = data
             .features
             .iter()
@@ -229,12 +228,12 @@ impl Odmt {
         let adam = Adam::new(&net.params, cfg.lr, cfg.weight_decay)?;
         Ok(Self {
             mask_own: cfg.mask_own.unwrap_or(data.queries.is_none()),
-            log_popularity: log_popularity(&counts),
+            log_popularity: log_popularity(&windows.counts(data.num_items())),
             cfg,
             net,
             adam,
             seed,
-            sequences,
+            windows,
         })
     }
 
@@ -297,28 +296,14 @@ fn side_by_side(items: &[Tensor]) -> Result<Tensor> {
     Ok((Tensor::cat(items, 1)?.t()?.contiguous()? * share)?)
 }
 
-fn all_windows<'a>(sequences: &'a [Vec<u32>], cfg: &OdmtConfig) -> Vec<&'a [u32]> {
-    sequences
-        .iter()
-        .flat_map(|s| windows(s, cfg.window, cfg.windows))
-        .collect()
-}
-
 impl Learner for Odmt {
     fn steps_per_epoch(&self) -> u64 {
-        let windows = all_windows(&self.sequences, &self.cfg).len();
-        windows.div_ceil(self.cfg.batch) as u64
+        self.windows.number().div_ceil(self.cfg.batch) as u64
     }
 
     fn train_epoch(&mut self, epoch: u64, monitor: &mut Monitor<'_>) -> Result<EpochLosses> {
-        let drawn;
-        let sequences = if self.cfg.shuffle_events {
-            drawn = shuffled(&self.sequences, self.seed, epoch);
-            &drawn
-        } else {
-            &self.sequences
-        };
-        let mut order = all_windows(sequences, &self.cfg);
+        let sequences = self.windows.of_epoch(self.seed, epoch);
+        let mut order = self.windows.cut(&sequences);
         rng::shuffle(
             &mut rng::stream(self.seed, Purpose::Shuffle, &[epoch]),
             &mut order,
