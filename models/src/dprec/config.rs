@@ -38,8 +38,8 @@ pub enum Align {
 pub enum Loss {
     /// Each pair against one negative, by dot products (BPR).
     Bpr,
-    /// Each pair against every item of the batch that its user does not have, by a softmax over
-    /// cosines.
+    /// Each pair against every item of the batch ([`DprecConfig::ranking_rows`] pairs of it) that its user
+    /// does not have, by a softmax over cosines.
     Softmax,
 }
 
@@ -141,6 +141,9 @@ pub struct DprecConfig {
     /// Most rows of a batch that enter a contrastive loss, drawn anew each step: its cost grows with
     /// their square.
     pub contrast_rows: usize,
+    /// Most pairs of a batch that the softmax ranks among one another's items: its cost grows with their
+    /// square, so that larger batches are ranked in parts.
+    pub ranking_rows: usize,
 
     /// Item attribute that the concepts are compared with in `metrics.jsonl`, for data whose true
     /// groups are known; empty for none.
@@ -184,6 +187,7 @@ impl Default for DprecConfig {
             ramp: 5,
             temperature: 0.2,
             contrast_rows: 512,
+            ranking_rows: 2048,
             probe_attribute: String::new(),
         }
     }
@@ -201,6 +205,7 @@ impl DprecConfig {
             ("whiten_width", self.whiten_width),
             ("concepts", self.concepts),
             ("contrast_rows", self.contrast_rows),
+            ("ranking_rows", self.ranking_rows),
         ];
         for (name, v) in positive {
             if v == 0 {

@@ -22,6 +22,7 @@ pub(super) struct Batch<'a> {
     triples: &'a [(u32, u32, u32)],
     /// Distinct users, and the place of each triple's user among them.
     users: Vec<u32>,
+    user_places: HashMap<u32, u32>,
     user_at: Vec<u32>,
     /// Distinct items, positives and negatives alternating, where each stands, and the places of both.
     items: Vec<u32>,
@@ -46,15 +47,16 @@ impl<'a> Batch<'a> {
             negative_at: triples.iter().map(|t| item_places[&t.2]).collect(),
             triples,
             users,
+            user_places,
             items,
             item_places,
         }
     }
 
     /// Per distinct user, as places among the distinct items: the positives, whose weights make a sum a mean
-    /// over triples; and the user's other training items.
-    fn targets(&self, rows: &Csr) -> (Targets, Vec<Vec<u32>>) {
-        let weight = 1.0 / self.triples.len() as f32;
+    /// over `all` triples; and the user's other training items.
+    fn targets(&self, rows: &Csr, all: usize) -> (Targets, Vec<Vec<u32>>) {
+        let weight = 1.0 / all as f32;
         let mut targets = vec![Vec::new(); self.users.len()];
         for (&u, &i) in self.user_at.iter().zip(&self.positive_at) {
             targets[u as usize].push((i, weight));
@@ -128,9 +130,20 @@ impl Dprec {
             }
             Loss::Softmax => {
                 let (users, items) = (ops::normalize_rows(users)?, ops::normalize_rows(items)?);
-                let (targets, masked) = batch.targets(&self.graphs.rows);
-                let t = self.cfg.score_temperature;
-                ops::cosine_softmax(&users, &items, targets, masked, t)
+                let rows = self.cfg.ranking_rows;
+                let terms = batch.triples.chunks(rows).map(|triples| {
+                    let part = Batch::new(triples);
+                    let places = |ids: &[u32], of: &HashMap<u32, u32>| -> Vec<u32> {
+                        ids.iter().map(|id| of[id]).collect()
+                    };
+                    let users = pick(&users, &places(&part.users, &batch.user_places))?;
+                    let items = pick(&items, &places(&part.items, &batch.item_places))?;
+                    let (targets, masked) = part.targets(&self.graphs.rows, batch.triples.len());
+                    let t = self.cfg.score_temperature;
+                    ops::cosine_softmax(&users, &items, targets, masked, t)
+                });
+                let terms = terms.collect::<Result<Vec<_>>>()?;
+                Ok(Tensor::stack(&terms, 0)?.sum_all()?)
             }
         }
     }

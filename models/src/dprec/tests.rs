@@ -365,6 +365,29 @@ fn softmax_compares_with_items_the_user_does_not_have() -> Result<()> {
     Ok(())
 }
 
+/// By hand: two pairs ranked together meet three items each, in parts of one only their own two.
+#[test]
+fn large_batches_are_ranked_in_parts() -> Result<()> {
+    let ranking = |ranking_rows: usize| -> Result<f64> {
+        let cfg = DprecConfig {
+            dim: 2,
+            ranking_rows,
+            ..DprecConfig::default()
+        };
+        let rows = Csr::from_rows([vec![0u32], vec![2]]);
+        let m = Dprec::build(rows, 3, Vec::new(), cfg, 1, &DEV)?;
+        let batch = Batch::new(&[(0, 0, 1), (1, 2, 0)]);
+        let users = Tensor::new(&[[1f32, 0.], [0., 1.]], &DEV)?;
+        let items = Tensor::new(&[[1f32, 0.], [0., 1.], [0., 1.]], &DEV)?;
+        scalar(&m.ranking(&users, &items, &batch)?)
+    };
+    let far = (-1f64 / 0.3).exp();
+    let together = ((1.0 + 2.0 * far).ln() + (2.0 + far).ln()) / 2.0;
+    assert!((ranking(2)? - together).abs() < 1e-5);
+    assert!((ranking(1)? - (1.0 + far).ln()).abs() < 1e-5);
+    Ok(())
+}
+
 /// No features, one modality, three, features nobody has, no edges, one user: every shape trains and
 /// scores without a NaN.
 #[test]

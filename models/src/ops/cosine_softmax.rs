@@ -100,6 +100,9 @@ const TILE: usize = 1024;
 /// Most similarities kept from forward to backward: 64 MB.
 const KEEP: usize = 1 << 24;
 
+/// Least sum of a row of exponentials, where nothing is open or all of it is beyond f32.
+const LEAST_SUM: f32 = f32::MIN_POSITIVE;
+
 /// Rows `[start, start + len)` of a contiguous `[V, D]` layout.
 fn rows_of(l: &Layout, start: usize, len: usize) -> candle_core::Result<Layout> {
     l.narrow(0, start, len)
@@ -171,8 +174,7 @@ impl CosineSoftmax {
         for start in (0..v).step_by(TILE) {
             sums = (sums + tile(start)?.1.sum_keepdim(1)?)?;
         }
-        // An anchor without targets may have nothing open.
-        let sums = sums.maximum(f64::from(f32::MIN_POSITIVE))?;
+        let sums = sums.maximum(f64::from(LEAST_SUM))?;
         let share = (&w / &sums)?;
         let (mut at, mut to, mut each) = (Vec::new(), Vec::new(), Vec::new());
         for (anchor, targets) in self.targets.iter().enumerate() {
@@ -232,6 +234,7 @@ impl CustomOp2 for CosineSoftmax {
                 tiles.push(e);
             }
         }
+        sums.iter_mut().for_each(|s| *s = s.max(LEAST_SUM));
         let (av, bv) = (simd::f32_slice(a, al)?, simd::f32_slice(b, bl)?);
         let mut loss = 0f64;
         for (j, targets) in self.targets.iter().enumerate() {
@@ -269,9 +272,10 @@ impl CustomOp2 for CosineSoftmax {
                 let (n, d) = (al.dims()[0], al.dims()[1]);
                 let v = bl.dims()[0];
                 // Against the similarities: W_j · softmax over the view, less w at each target, W_j the
-                // weight of all. Without targets there may be no sum either.
-                let of = |(w, s): (&f32, &f32)| if *w == 0.0 { 0.0 } else { g * w / s };
-                let share: Vec<f32> = self.weights().iter().zip(&kept.sums).map(of).collect();
+                // weight of all.
+                let weights = self.weights();
+                let share = weights.iter().zip(&kept.sums).map(|(w, s)| g * w / s);
+                let share: Vec<f32> = share.collect();
                 let (av, bv) = (simd::f32_slice(a, al)?, simd::f32_slice(b, bl)?);
                 let shared: Vec<f32> = av
                     .chunks_exact(d)
