@@ -3,7 +3,9 @@ and which of the expected relations hold.
 
 usage: dprec_synthetic.py RUNS_FOLDER
 """
+import datetime
 import json
+import os
 import pathlib
 import statistics
 import sys
@@ -18,6 +20,13 @@ ROWS = {
 SLICES = {"all": None, "warm": "items:>5", "cold": "items:0-2"}
 PROBES = {"margin": "modality_margin", "NMI concepts": "nmi_concepts", "NMI clusters": "nmi_clusters",
           "entropy": "concept_entropy"}
+
+
+def machine():
+    """The processor's name and number of cores."""
+    with open("/proc/cpuinfo") as f:
+        names = [l.split(":", 1)[1].strip() for l in f if l.startswith("model name")]
+    return f"{os.cpu_count()}-core {names[0] if names else 'machine'}"
 
 
 def measure(folder):
@@ -46,10 +55,11 @@ def main(runs):
     std = lambda n, k: statistics.stdev(table[n][k]) if len(table[n][k]) > 1 else 0.0
 
     columns = ["ndcg all", "ndcg warm", "ndcg cold", "recall all", *PROBES, "epoch", "CPU s/epoch"]
-    print("# DPRec on a synthetic set with known structure\n")
+    print(f"# DPRec on a synthetic set with known structure, {datetime.date.today()}\n")
     print("`benches/experiments/dprec_synthetic.sh`: test rows at cut-off 20, mean ± sample deviation over")
     seeds = max(len(v["epoch"]) for v in table.values())
     print(f"{seeds} seeds, epoch chosen on validation. Warm items have more than 5 training rows, cold ones at most 2.")
+    print(f"On a {machine()}.")
     with open(runs / "A0-1" / "config.toml", "rb") as f:
         config = tomllib.load(f)
     settings = {**{f"train.{k}": v for k, v in config["train"].items()}, **config["params"]}
