@@ -330,6 +330,7 @@ impl Scorer for SasrecScorer {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::{IdMap, Interaction, Split};
 
     fn net(dropout: f64) -> Result<Net> {
         let cfg = SasrecConfig {
@@ -339,6 +340,36 @@ mod tests {
             ..Default::default()
         };
         Net::new(5, cfg, 3, &Device::Cpu)
+    }
+
+    #[test]
+    fn only_data_without_an_order_is_shuffled_unless_told_so() -> Result<()> {
+        let shuffled = |ordered, shuffle_events| -> Result<bool> {
+            let row = |item| Interaction {
+                user: 0,
+                item,
+                behavior: 0,
+                split: Split::Train,
+                time: i64::from(item),
+                value: 1.0,
+            };
+            let data = Dataset::new(
+                "one",
+                IdMap::new(["u"])?,
+                IdMap::new(["a", "b", "c"])?,
+                vec!["any".into()],
+                (0..3).map(row).collect(),
+                ordered,
+            )?;
+            let cfg = SasrecConfig {
+                shuffle_events,
+                ..Default::default()
+            };
+            Ok(Sasrec::new(&data, cfg, 1, &Device::Cpu)?.windows.shuffled)
+        };
+        assert!(shuffled(false, None)? && !shuffled(true, None)?);
+        assert!(shuffled(true, Some(true))? && !shuffled(false, Some(false))?);
+        Ok(())
     }
 
     #[test]
