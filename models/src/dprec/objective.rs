@@ -20,7 +20,7 @@ type Targets = Vec<Vec<(u32, f32)>>;
 /// A batch of triples and the distinct nodes in it.
 pub(super) struct Batch<'a> {
     triples: &'a [(u32, u32, u32)],
-    /// Distinct users, and the place of each triple's user among them.
+    /// Distinct users, where each stands, and the place of each triple's user.
     users: Vec<u32>,
     user_places: HashMap<u32, u32>,
     user_at: Vec<u32>,
