@@ -77,7 +77,8 @@ ml100k-llm() {
   need
   local d=$data/ml100k-mm llm=${LLM:?set LLM to the folder of a language model}
   run ml100k-llm-1 train --model tmf --data "$d" --seed 1 --epochs 4 --set "llm=$llm" --set lr=1e-3 --set warmup_steps=4 \
-    --set candidates=20 --set examples=96 --set label_share=0.5 --set sequences=160 --set sequence_batch=8
+    --set candidates=20 --set examples=96 --set label_share=0.5 --set sequences=160 --set sequence_batch=8 \
+    --set tokens_at_once=512
   most=(--max-users 300)
   shelf ml100k-llm-1 "$d" 19 vector label likelihood
 }
