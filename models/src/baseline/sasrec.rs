@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::attention::{Segments, causal_attention, last_states};
 use crate::data::Dataset;
-use crate::data::sequence::{TrainingWindows, Windows, newest, training_sequences};
+use crate::data::sequence::{TrainingWindows, Windows, newest};
 use crate::error::{Error, Result};
 use crate::eval::{EvalQuery, Scorer};
 use crate::factors::copy_scores;
@@ -184,18 +184,7 @@ impl Sasrec {
     /// # Errors
     /// A configuration out of range, or no user with two training events.
     pub fn new(data: &Dataset, cfg: SasrecConfig, seed: u64, dev: &Device) -> Result<Self> {
-        let sequences = training_sequences(data, 2);
-        if sequences.is_empty() {
-            return Err(Error::config(
-                "sasrec needs users with at least two training events",
-            ));
-        }
-        let windows = TrainingWindows {
-            sequences,
-            inputs: cfg.window,
-            which: cfg.windows,
-            shuffled: cfg.shuffle_events.unwrap_or(!data.ordered),
-        };
+        let windows = TrainingWindows::new(data, 2, cfg.window, cfg.windows, cfg.shuffle_events)?;
         let net = Net::new(data.num_items(), cfg, seed, dev)?;
         let adam = Adam::new(&net.params, net.cfg.lr, 0.0)?;
         Ok(Self {
@@ -330,7 +319,6 @@ impl Scorer for SasrecScorer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::{IdMap, Interaction, Split};
 
     fn net(dropout: f64) -> Result<Net> {
         let cfg = SasrecConfig {
@@ -340,36 +328,6 @@ mod tests {
             ..Default::default()
         };
         Net::new(5, cfg, 3, &Device::Cpu)
-    }
-
-    #[test]
-    fn only_data_without_an_order_is_shuffled_unless_told_so() -> Result<()> {
-        let shuffled = |ordered, shuffle_events| -> Result<bool> {
-            let row = |item| Interaction {
-                user: 0,
-                item,
-                behavior: 0,
-                split: Split::Train,
-                time: i64::from(item),
-                value: 1.0,
-            };
-            let data = Dataset::new(
-                "one",
-                IdMap::new(["u"])?,
-                IdMap::new(["a", "b", "c"])?,
-                vec!["any".into()],
-                (0..3).map(row).collect(),
-                ordered,
-            )?;
-            let cfg = SasrecConfig {
-                shuffle_events,
-                ..Default::default()
-            };
-            Ok(Sasrec::new(&data, cfg, 1, &Device::Cpu)?.windows.shuffled)
-        };
-        assert!(shuffled(false, None)? && !shuffled(true, None)?);
-        assert!(shuffled(true, Some(true))? && !shuffled(false, Some(false))?);
-        Ok(())
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use serde::{Deserialize, Serialize};
 
 use super::{Dataset, Split};
+use crate::error::{Error, Result};
 use crate::rng::{self, Purpose};
 
 /// Which parts of a long sequence are trained on.
@@ -66,6 +67,32 @@ pub struct TrainingWindows {
 }
 
 impl TrainingWindows {
+    /// The [`training_sequences`] of `data`, cut into windows; shuffled as `shuffle` says or, with `None`, where
+    /// the data has no order.
+    ///
+    /// # Errors
+    /// No user has two training events.
+    pub fn new(
+        data: &Dataset,
+        least: usize,
+        inputs: usize,
+        which: Windows,
+        shuffle: Option<bool>,
+    ) -> Result<Self> {
+        let sequences = training_sequences(data, least);
+        if sequences.is_empty() {
+            return Err(Error::config(
+                "models of the next item need users with at least two training events",
+            ));
+        }
+        Ok(Self {
+            sequences,
+            inputs,
+            which,
+            shuffled: shuffle.unwrap_or(!data.ordered),
+        })
+    }
+
     /// The sequences as an epoch sees them.
     pub fn of_epoch(&self, seed: u64, epoch: u64) -> Cow<'_, [Vec<u32>]> {
         if !self.shuffled {
@@ -112,7 +139,6 @@ impl TrainingWindows {
 mod tests {
     use super::*;
     use crate::data::{IdMap, Interaction, split};
-    use crate::error::Result;
     use crate::eval::{EvalProtocol, queries};
 
     fn one_user(n: u32) -> Result<Dataset> {
@@ -214,5 +240,23 @@ mod tests {
         }
         w.shuffled = false;
         assert_eq!(*w.of_epoch(1, 1), w.sequences);
+    }
+
+    #[test]
+    fn only_data_without_an_order_is_shuffled_unless_told_so() -> Result<()> {
+        let mut data = one_user(5)?;
+        for (ordered, told, shuffled) in [
+            (false, None, true),
+            (true, None, false),
+            (true, Some(true), true),
+            (false, Some(false), false),
+        ] {
+            data.ordered = ordered;
+            let w = TrainingWindows::new(&data, 2, 3, Windows::All, told)?;
+            assert_eq!(w.shuffled, shuffled);
+        }
+        let nobody = one_user(3)?;
+        assert!(TrainingWindows::new(&nobody, 2, 3, Windows::All, None).is_err());
+        Ok(())
     }
 }

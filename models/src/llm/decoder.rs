@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::path::Path;
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 
 use super::config::LlmConfig;
 use super::linear::{LoraConfig, Projection, product};
@@ -13,6 +13,9 @@ use crate::error::{Error, Result};
 use crate::graph::index_tensor;
 use crate::params::{Params, TensorMap};
 use crate::rng::{self, Purpose, Stream};
+
+/// Rows of the embedding table widened at once.
+const ROWS_AT_ONCE: usize = 4096;
 
 /// Keys and values of the rows of a pass, layer by layer, each `[R, heads.key · W]`.
 #[derive(Debug, Clone)]
@@ -107,7 +110,8 @@ pub struct Decoder {
 }
 
 impl Decoder {
-    /// A decoder of the tensors that `source` gives. Frozen weights get no gradients.
+    /// A decoder of the tensors that `source` gives. `frozen` is the type in which matrices are held that get
+    /// no gradient; with `None` all weights are trained.
     ///
     /// # Errors
     /// What `source` reports; `path` names the configuration in errors about it.
@@ -115,24 +119,30 @@ impl Decoder {
         config: LlmConfig,
         path: &Path,
         source: &mut Source<'_>,
-        frozen: bool,
+        frozen: Option<DType>,
     ) -> Result<Self> {
         config.check(path)?;
         let (d, inner) = (config.hidden_size, config.intermediate_size);
         let size = config.head_size();
         let (wide, narrow) = (config.num_attention_heads * size, config.key_heads() * size);
         let (qkv_bias, out_bias) = config.biases();
+        let held = |matrix: Tensor| -> Result<Tensor> {
+            Ok(match frozen {
+                Some(kind) => matrix.to_dtype(kind)?,
+                None => matrix,
+            })
+        };
         let layers = (0..config.num_hidden_layers)
             .map(|i| {
                 let p = |part: &str| format!("model.layers.{i}.{part}");
                 let mut dense = |part: &str, from: usize, to: usize, bias: bool| {
                     let name = p(part);
-                    let weight = source(&format!("{name}.weight"), &[to, from])?;
+                    let weight = held(source(&format!("{name}.weight"), &[to, from])?)?;
                     let bias = match bias {
                         true => Some(source(&format!("{name}.bias"), &[to])?),
                         false => None,
                     };
-                    Result::Ok(Projection::new(weight, bias, frozen))
+                    Result::Ok(Projection::new(weight, bias, frozen.is_some()))
                 };
                 Ok(Layer {
                     query: dense("self_attn.q_proj", d, wide, qkv_bias)?,
@@ -156,15 +166,18 @@ impl Decoder {
             .collect::<Result<_>>()?;
         let head = match config.tie_word_embeddings {
             true => None,
-            false => Some(source("lm_head.weight", &[config.vocab_size, d])?),
+            false => Some(held(source("lm_head.weight", &[config.vocab_size, d])?)?),
         };
         Ok(Self {
-            table: source("model.embed_tokens.weight", &[config.vocab_size, d])?,
+            table: held(source(
+                "model.embed_tokens.weight",
+                &[config.vocab_size, d],
+            )?)?,
             norm: source("model.norm.weight", &[d])?,
             frequencies: config.frequencies(),
             head,
             layers,
-            frozen,
+            frozen: frozen.is_some(),
             config,
         })
     }
@@ -184,9 +197,9 @@ impl Decoder {
         let quiet = 0.02 / (2.0 * config.num_hidden_layers as f64).sqrt();
         let mut source = |name: &str, shape: &[usize]| {
             let value = if name.ends_with("norm.weight") {
-                Tensor::ones(shape, candle_core::DType::F32, dev)?
+                Tensor::ones(shape, DType::F32, dev)?
             } else if name.ends_with(".bias") {
-                Tensor::zeros(shape, candle_core::DType::F32, dev)?
+                Tensor::zeros(shape, DType::F32, dev)?
             } else {
                 let writes = name.ends_with("o_proj.weight") || name.ends_with("down_proj.weight");
                 let std = if writes { quiet } else { 0.02 };
@@ -195,7 +208,7 @@ impl Decoder {
             };
             params.add(format!("{prefix}{name}"), &value)
         };
-        Self::new(config, Path::new("configuration"), &mut source, false)
+        Self::new(config, Path::new("configuration"), &mut source, None)
     }
 
     /// Its configuration.
@@ -203,9 +216,18 @@ impl Decoder {
         &self.config
     }
 
-    /// The embedding table `[V, D]`.
-    pub fn table(&self) -> &Tensor {
-        &self.table
+    /// Root mean square of the embedding table.
+    pub fn word_size(&self) -> Result<f64> {
+        let (rows, width) = self.table.dims2()?;
+        let mut sum = 0.0;
+        for first in (0..rows).step_by(ROWS_AT_ONCE) {
+            let part = self
+                .table
+                .narrow(0, first, ROWS_AT_ONCE.min(rows - first))?;
+            let squares = part.to_dtype(DType::F32)?.sqr()?.sum_all()?;
+            sum += f64::from(squares.to_scalar::<f32>()?);
+        }
+        Ok((sum / (rows * width) as f64).sqrt())
     }
 
     /// Adds low-rank updates to all projections, registered in `params`; they start at zero.
@@ -228,16 +250,19 @@ impl Decoder {
         Ok(())
     }
 
-    /// All weights by their names in a model folder, low-rank updates added in.
+    /// All weights in f32 by their names in a model folder, low-rank updates added in.
     pub fn merged(&self) -> Result<TensorMap> {
         let mut out = TensorMap::new();
         let mut put = |name: String, t: &Tensor| {
             out.insert(name, t.detach());
         };
-        put("model.embed_tokens.weight".into(), &self.table);
+        put(
+            "model.embed_tokens.weight".into(),
+            &self.table.to_dtype(DType::F32)?,
+        );
         put("model.norm.weight".into(), &self.norm);
         if let Some(head) = &self.head {
-            put("lm_head.weight".into(), head);
+            put("lm_head.weight".into(), &head.to_dtype(DType::F32)?);
         }
         for (i, layer) in self.layers.iter().enumerate() {
             let p = |part: &str| format!("model.layers.{i}.{part}");
@@ -257,14 +282,13 @@ impl Decoder {
         Ok(out)
     }
 
-    /// Rows of the embedding table, `[n, D]`.
+    /// Rows of the embedding table, `[n, D]`, in f32.
     ///
     /// # Errors
     /// An id beyond the table.
     pub fn embed(&self, ids: &[u32]) -> Result<Tensor> {
-        Ok(self
-            .table
-            .index_select(&index_tensor(ids, self.table.device())?, 0)?)
+        let rows = index_tensor(ids, self.table.device())?;
+        Ok(self.table.index_select(&rows, 0)?.to_dtype(DType::F32)?)
     }
 
     /// Last hidden states, after the final norm, and the keys and values of these rows.

@@ -100,11 +100,12 @@ impl Projection {
         Ok(y)
     }
 
-    /// `W + (α/r) B A`.
+    /// `W + (α/r) B A`, in f32.
     pub(super) fn merged(&self) -> Result<Tensor> {
+        let weight = self.weight.to_dtype(DType::F32)?;
         Ok(match &self.lora {
-            Some(lora) => (&self.weight + (lora.b.matmul(&lora.a)? * lora.scale)?)?.detach(),
-            None => self.weight.detach(),
+            Some(lora) => (weight + (lora.b.matmul(&lora.a)? * lora.scale)?)?.detach(),
+            None => weight.detach(),
         })
     }
 
@@ -113,10 +114,11 @@ impl Projection {
     }
 }
 
-/// `x wᵀ`; a frozen weight gets no gradient.
+/// `x wᵀ` in x's type; a frozen weight gets no gradient, and its own type is that of the product's operands.
 pub(super) fn product(x: &Tensor, weight: &Tensor, frozen: bool) -> Result<Tensor> {
     if frozen {
-        ops::frozen_linear(x, weight)
+        let y = ops::frozen_linear(&x.to_dtype(weight.dtype())?, weight)?;
+        Ok(y.to_dtype(x.dtype())?)
     } else {
         Ok(x.matmul(&weight.t()?)?)
     }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use candle_core::quantized::{GgmlDType, QTensor, gguf_file};
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use serde_json::json;
 
 use super::*;
@@ -39,13 +39,22 @@ fn weights(config: &LlmConfig) -> Result<TensorMap> {
         made.insert(name.to_owned(), t.clone());
         Ok(t)
     };
-    Decoder::new(config.clone(), Path::new("test"), &mut source, true)?;
+    Decoder::new(
+        config.clone(),
+        Path::new("test"),
+        &mut source,
+        Some(DType::F32),
+    )?;
     Ok(made)
 }
 
 fn decoder(config: &LlmConfig, tensors: &TensorMap) -> Result<Decoder> {
+    decoder_in(config, tensors, DType::F32)
+}
+
+fn decoder_in(config: &LlmConfig, tensors: &TensorMap, held: DType) -> Result<Decoder> {
     let mut source = |name: &str, _: &[usize]| Ok(tensors[name].clone());
-    Decoder::new(config.clone(), Path::new("test"), &mut source, true)
+    Decoder::new(config.clone(), Path::new("test"), &mut source, Some(held))
 }
 
 /// Writes a model folder with a tokenizer of its own.
@@ -255,6 +264,42 @@ fn low_rank_updates_start_at_the_base_and_merge() -> Result<()> {
     assert!(worst(&states(&base)?, &states(&adapted)?)? > 1e-2);
     let merged = decoder(&config, &adapted.merged()?)?;
     assert!(worst(&states(&merged)?, &states(&adapted)?)? < 1e-4);
+    Ok(())
+}
+
+/// Matrices held in bf16, as on a GPU: states, and gradients of the updates, stay near those of f32.
+#[test]
+fn half_precision_stays_near() -> Result<()> {
+    for kind in ["llama", "qwen2"] {
+        let config = shape(kind, 9);
+        let tensors = weights(&config)?;
+        let pass = |held: DType| -> Result<(Rows, Rows)> {
+            let mut net = decoder_in(&config, &tensors, held)?;
+            let mut params = Params::default();
+            net.add_lora(&mut params, "lora.", &LoraConfig::default(), 5)?;
+            let x = net.embed(&[1, 5, 2])?;
+            let (hidden, _) = net.forward(&x, &Segments::new([3]), None, None)?;
+            let logits = net.logits(&hidden)?;
+            let targets = vec![vec![(1, 1.0)], vec![(2, 1.0)], vec![(3, 1.0)]];
+            let loss = crate::ops::softmax_cross_entropy(&logits, targets, vec![Vec::new(); 3])?;
+            let grads = loss.backward()?;
+            let name = "lora.layers.0.self_attn.v_proj.b";
+            let b = params.iter().find(|p| p.0 == name).expect("an update").1;
+            let grad = grads.get(b.as_tensor()).expect("a gradient");
+            assert_eq!(
+                net.merged()?["model.embed_tokens.weight"].dtype(),
+                DType::F32
+            );
+            Ok((rows(&logits), rows(grad)))
+        };
+        let (exact, half) = (pass(DType::F32)?, pass(DType::BF16)?);
+        for (a, b) in [(exact.0, half.0), (exact.1, half.1)] {
+            let size = a.iter().flatten().map(|x| x * x).sum::<f64>().sqrt();
+            let pairs = a.iter().flatten().zip(b.iter().flatten());
+            let off = pairs.map(|(x, y)| (x - y) * (x - y)).sum::<f64>().sqrt();
+            assert!(off > 0.0 && off < 0.05 * size, "{kind}: {off} of {size}");
+        }
+    }
     Ok(())
 }
 

@@ -66,7 +66,7 @@ use user::UserEncoder;
 
 use crate::attention::{Segments, last_states};
 use crate::data::Dataset;
-use crate::data::sequence::{TrainingWindows, newest, training_sequences};
+use crate::data::sequence::{TrainingWindows, newest};
 use crate::error::{Error, Result};
 use crate::eval::{EvalQuery, Scorer};
 use crate::factors::copy_scores;
@@ -205,18 +205,13 @@ impl Odmt {
                 "odmt needs at least one modality: put a matrix into the data set's `features` folder, or choose sasrec",
             ));
         }
-        let sequences = training_sequences(data, cfg.min_events);
-        if sequences.is_empty() {
-            return Err(Error::config(
-                "odmt needs users with at least two training events",
-            ));
-        }
-        let windows = TrainingWindows {
-            sequences,
-            inputs: cfg.window,
-            which: cfg.windows,
-            shuffled: cfg.shuffle_events.unwrap_or(!data.ordered),
-        };
+        let windows = TrainingWindows::new(
+            data,
+            cfg.min_events,
+            cfg.window,
+            cfg.windows,
+            cfg.shuffle_events,
+        )?;
         let features = data
             .features
             .iter()

@@ -174,8 +174,7 @@ impl Net {
     /// Starts what depends on the embedding table from it: the tokens of behaviours as the mean of a
     /// plain word's, and the size of soft tokens.
     pub(super) fn follow_words(&mut self) -> Result<()> {
-        let table = self.llm.decoder.table().detach();
-        self.scale = f64::from(table.sqr()?.mean_all()?.to_scalar::<f32>()?.sqrt());
+        self.scale = self.llm.decoder.word_size()?;
         let rows = (0..self.behaviors.dim(0)?)
             .map(|b| {
                 let words = self.llm.decoder.embed(self.phrases.behavior_words(b))?;
