@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # TMF and its peers: what each part is worth on the synthetic shop, and figures on real data.
 #
-#   benches/experiments/tmf.sh shop                       # ablations
+#   benches/experiments/tmf.sh shop answers               # ablations; answers in letters and titles
 #   TERCET_DATA_DIR=/path/to/datasets benches/experiments/tmf.sh [ml100k|steam|retailrocket]...
 #   LLM=encoders/smollm2 TERCET_DATA_DIR=… benches/experiments/tmf.sh ml100k-llm   # with a pretrained model
 #
@@ -24,7 +24,7 @@ shelf() {
     [ -f "$out" ] && continue
     [ $# -eq 0 ] || set=(--set "scoring=$scoring")
     report "$out" "$tercet" evaluate --run "$runs/$name" --data "$folder" --protocol "sampled:$negatives" --k 1,5,10 \
-      "${set[@]}" "${most[@]}" --threads "$threads" --json
+      --lists "$runs/$name.$scoring.lists" "${set[@]}" "${most[@]}" --threads "$threads" --json
   done
 }
 
@@ -69,7 +69,17 @@ shop() {
   ablation words --set curriculum=words
   ablation sequence-scope --set scope=sequence
   ablation three-tokens --set soft_tokens=each
-  shelf shop-full-1 "$d" 9 likelihood label free trie
+}
+
+# Written answers: fifty times as many prompts.
+answers() {
+  local s d=$runs/shop-data
+  shop_set
+  for s in $seeds; do
+    run "shop-answers-$s" train --model tmf --data "$d" --seed "$s" --epochs 8 --set warmup_steps=60 \
+      --set examples=4800 --set label_share=0.5 --set sequences=480 --set sequence_batch=16
+    shelf "shop-answers-$s" "$d" 9 vector likelihood label free trie
+  done
 }
 
 # With a pretrained language model: what two hours on two cores allow. Shelves of 300 users.
@@ -102,7 +112,7 @@ steam() { need; common=(--target-behavior play); model steam steam-mb; }
 retailrocket() { need; common=(--target-behavior buy); model retailrocket retailrocket-mb; }
 
 parts=("$@")
-[ ${#parts[@]} -gt 0 ] || parts=(shop ml100k steam retailrocket)
+[ ${#parts[@]} -gt 0 ] || parts=(shop answers ml100k steam retailrocket)
 for part in "${parts[@]}"; do "$part"; done
 python3 "$here/tables.py" "$runs"
 python3 "$here/tmf_tables.py" "$runs"

@@ -283,9 +283,26 @@ fn the_whole_path() -> Outcome {
         assert_eq!(bundle[key], run[key], "{key}");
     }
     assert_eq!(bundle["metrics"], made["metrics"]);
-    let few = ["--bundle", "shop.tercet", "--max-users", "7"];
+    let few = [
+        "--bundle",
+        "shop.tercet",
+        "--max-users",
+        "7",
+        "--lists",
+        "l",
+    ];
     let few = json(dir, &[&evaluate[..], &few].concat())?;
     assert_eq!(few["users"], 7);
+    let lists = std::fs::read_to_string(dir.join("l"))?;
+    let lists: Vec<Value> = (lists.lines().map(serde_json::from_str)).collect::<Result<_, _>>()?;
+    let hit = |l: &&Value| {
+        l["items"]
+            .as_array()
+            .is_some_and(|i| i.contains(&l["targets"][0]))
+    };
+    assert_eq!(lists.len(), 7);
+    let hits = lists.iter().filter(hit).count() as f64 / 7.0;
+    assert!((few["metrics"]["hit@20"].as_f64().unwrap_or(2.0) - hits).abs() < 1e-9);
     let replay = ["--bundle", "shop.tercet", "--replay", "--warm-up", "3"];
     let replay = json(dir, &[&evaluate[..], &replay].concat())?;
     assert_eq!(replay["restored"], true);

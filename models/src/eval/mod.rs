@@ -334,6 +334,17 @@ fn mask(data: &Dataset, history: &[HistoryEvent], rule: MaskRule) -> Vec<u32> {
     mask
 }
 
+/// What a model ranked for one query.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RankedList {
+    /// The user.
+    pub user: u32,
+    /// Items to find.
+    pub targets: Vec<u32>,
+    /// Items, best first, as many as the largest cut-off; empty for an answer that names none.
+    pub items: Vec<u32>,
+}
+
 /// Ranks items for every query of the protocol and averages the metrics.
 ///
 /// # Errors
@@ -345,6 +356,19 @@ pub fn evaluate(
     data: &Dataset,
     protocol: &EvalProtocol,
 ) -> Result<EvalReport> {
+    Ok(evaluate_with_lists(scorer, data, protocol)?.0)
+}
+
+/// [`evaluate`], and the lists that its metrics are of, in the order of [`queries`].
+///
+/// # Errors
+///
+/// As for [`evaluate`].
+pub fn evaluate_with_lists(
+    scorer: &dyn Scorer,
+    data: &Dataset,
+    protocol: &EvalProtocol,
+) -> Result<(EvalReport, Vec<RankedList>)> {
     let items = data.num_items();
     if scorer.num_items() != items {
         return Err(Error::config(format!(
@@ -394,14 +418,21 @@ pub fn evaluate(
     } else {
         BTreeMap::new()
     };
-    Ok(EvalReport {
+    let report = EvalReport {
         split: protocol.split,
         protocol: protocol.name(),
         users: queries.len(),
         items,
         metrics,
         slices,
-    })
+    };
+    let lists = queries.into_iter().zip(ranked);
+    let lists = lists.map(|(q, items)| RankedList {
+        user: q.user,
+        targets: q.targets,
+        items,
+    });
+    Ok((report, lists.collect()))
 }
 
 /// Training rows per item.

@@ -75,8 +75,11 @@ pub struct TmfConfig {
     /// Whether the history of an example keeps earlier events on the item to be found (view, cart,
     /// then buy). Without, such events are dropped: the example is about discovery.
     pub keep_target: bool,
-    /// Whether prompts tell behaviours apart.
+    /// Whether histories tell behaviours apart: prompts by a token of each, the mean of past items by a weight.
     pub behavior_tokens: bool,
+    /// Whether the entries of a shelf tell how well their item fits the history, by the product of their
+    /// vectors. Without, a language model has to find that out by itself.
+    pub shelf_fits: bool,
     /// Share of shelves that are lettered, and answered by a letter.
     pub label_share: f64,
 
@@ -221,6 +224,7 @@ impl Default for TmfConfig {
             title_tokens: 8,
             keep_target: true,
             behavior_tokens: true,
+            shelf_fits: true,
             label_share: 0.25,
             warmup_steps: 150,
             examples: 400,

@@ -12,7 +12,7 @@
 //! | warm-up on words, then three levels of prompts | published; schedule and wording ours |
 //! | form of the projector, candidates, ValidRatio and HitRate@1 | inferred from LLaRA (arXiv 2312.02445), on which the paper builds |
 //! | graph encoder | inferred, see `graph.rs` |
-//! | scale of soft tokens, likelihood, letters, trie and vectors as scores, histories without shelf, alignment | ours |
+//! | scale of soft tokens, fits on the shelf, likelihood, letters, trie and vectors as scores, histories without shelf, alignment | ours |
 //!
 //! The published gains are relative, on private data, with a model of 7B parameters. Nothing here
 //! can be compared with them.
@@ -34,6 +34,12 @@
 //! scratch would otherwise spend most of its training on learning to average
 //! ([`TmfConfig::past_vectors`]). The loss is a softmax over uniformly drawn items; their logits are
 //! raised by log(N/K), as if all N were there.
+//!
+//! # Shelves
+//!
+//! The rows of a shelf's entry are moved along a learnt direction by how well its item fits the history:
+//! `q·h`, in deviations from the shelf ([`TmfConfig::shelf_fits`]). What is published leaves finding that
+//! out to the language model, which one of the size trained here does not: its answers stay at chance.
 
 pub mod answers;
 pub mod config;
@@ -184,10 +190,16 @@ impl<'a> Tmf<'a> {
         }
     }
 
-    fn question(&self, example: Example, level: Level, lettered: bool) -> Result<Question> {
+    fn question(
+        &self,
+        example: Example,
+        fits: &[f32],
+        level: Level,
+        lettered: bool,
+    ) -> Result<Question> {
         let phrases = &self.net.phrases;
         let mut prompt = phrases.log(&example.history, level);
-        phrases.ask(&mut prompt, &example.shelf, level, lettered);
+        phrases.ask(&mut prompt, &example.shelf, fits, level, lettered);
         let target = example.target;
         let at = example.shelf.iter().position(|&i| i == target).unwrap_or(0);
         let answer = if lettered {
@@ -205,6 +217,30 @@ impl<'a> Tmf<'a> {
         })
     }
 
+    /// How well the items of shelves fit, by the vectors as they are now and without noise.
+    fn fits(&self, examples: &[Example]) -> Result<Vec<Vec<f32>>> {
+        let histories: Vec<&[HistoryEvent]> =
+            examples.iter().map(|e| e.history.as_slice()).collect();
+        let shelves: Vec<Vec<u32>> = examples.iter().map(|e| e.shelf.clone()).collect();
+        let net = &self.net;
+        let batch = net.batch(&histories, &shelves.concat(), None)?;
+        let log = |h: &&[HistoryEvent]| net.phrases.log(h, Level::Tokens);
+        let prompts: Vec<Prompt> = histories.iter().map(log).collect();
+        let none: Vec<&[u32]> = vec![&[]; prompts.len()];
+        let (embeds, segments) = net.embed(&prompts, &none, Some(&batch.soft))?;
+        let decoder = &net.llm.decoder;
+        let (hidden, _) = decoder.forward(&embeds.detach(), &segments, None, None)?;
+        let mut start = 0;
+        let mut ends = Vec::with_capacity(prompts.len());
+        for (p, &n) in prompts.iter().zip(segments.lengths()) {
+            ends.push((start + p.log_end()) as u32);
+            start += n;
+        }
+        let row = |i: u32| batch.row[&i];
+        let queries = net.queries(&hidden, &ends, &histories, &batch.vectors, row)?;
+        Net::fits(&queries.detach(), &batch.vectors.detach(), &shelves, row)
+    }
+
     /// Questions of a step, in groups of few enough tokens.
     fn questions(
         &self,
@@ -215,11 +251,16 @@ impl<'a> Tmf<'a> {
         let cfg = &self.net.cfg;
         let mut groups: Vec<Vec<Question>> = Vec::new();
         let mut tokens = usize::MAX;
-        for n in numbers {
-            let example = self.examples.draw(cfg, self.seed, epoch, n);
+        let draw = |n| self.examples.draw(cfg, self.seed, epoch, n);
+        let examples: Vec<Example> = numbers.clone().map(draw).collect();
+        let fits = match level != Level::Words && self.net.tells_fits() {
+            true => self.fits(&examples)?,
+            false => vec![Vec::new(); examples.len()],
+        };
+        for (n, (example, fits)) in numbers.zip(examples.into_iter().zip(fits)) {
             let mut r = rng::stream(self.seed, Purpose::Candidates, &[epoch, n, 1]);
             let lettered = f64::from(rng::unit(&mut r)) < cfg.label_share;
-            let q = self.question(example, level, lettered)?;
+            let q = self.question(example, &fits, level, lettered)?;
             let size = q.prompt.symbols.len() + q.answer.len();
             tokens = tokens.saturating_add(size);
             if tokens > cfg.tokens_at_once {

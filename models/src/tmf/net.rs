@@ -15,7 +15,7 @@ use crate::layer::Linear;
 use crate::llm::{Decoder, Llm, LlmConfig, Words};
 use crate::ops;
 use crate::params::Params;
-use crate::rng::Stream;
+use crate::rng::{self, Purpose, Stream};
 
 /// Items fused at once when all are.
 const FUSED_AT_ONCE: usize = 1024;
@@ -62,6 +62,8 @@ pub(super) struct Net {
     query: Linear,
     /// Weight of the past items in a history's vector, and its logarithm for each behaviour.
     past: Option<(Tensor, Tensor)>,
+    /// What the rows of a shelf's entry are moved along by how well its item fits, `[1, d_llm]`.
+    fit: Option<Tensor>,
     /// Root mean square of the embedding table: soft tokens get the size of words.
     pub(super) scale: f64,
     slots: usize,
@@ -151,6 +153,13 @@ impl Net {
             }
             false => None,
         };
+        let fit = match cfg.shelf_fits && cfg.curriculum != Curriculum::Words {
+            true => {
+                let mut r = rng::stream(seed, Purpose::Init, &[rng::name_hash("shelf.fit")]);
+                Some(params.add("shelf.fit", &rng::normal(&mut r, (1, wide), 1.0, dev)?)?)
+            }
+            false => None,
+        };
         let mut net = Self {
             cfg,
             llm,
@@ -163,6 +172,7 @@ impl Net {
             project,
             query,
             past,
+            fit,
             scale: 1.0,
             slots,
             dev: dev.clone(),
@@ -308,8 +318,10 @@ impl Net {
         let mut tokens = Places::default();
         let mut soft_rows = Places::default();
         let mut wanted = Vec::new();
+        let mut fits = Vec::new();
         let mut lengths = Vec::with_capacity(prompts.len());
         for (p, (prompt, answer)) in prompts.iter().zip(answers).enumerate() {
+            fits.extend(prompt.fits.iter().map(|&(at, x)| (wanted.len() + at, x)));
             lengths.push(prompt.symbols.len() + answer.len());
             let answer = answer.iter().map(|&t| Symbol::Token(t));
             for symbol in prompt.symbols.iter().copied().chain(answer) {
@@ -353,8 +365,43 @@ impl Net {
             })
             .collect();
         let source = Tensor::cat(&parts, 0)?;
-        let embeds = source.index_select(&index_tensor(&rows, &self.dev)?, 0)?;
+        let mut embeds = source.index_select(&index_tensor(&rows, &self.dev)?, 0)?;
+        if let (Some(direction), false) = (&self.fit, fits.is_empty()) {
+            let mut column = vec![0f32; rows.len()];
+            fits.iter().for_each(|&(row, x)| column[row] = x);
+            let column = Tensor::from_vec(column, (rows.len(), 1), &self.dev)?;
+            embeds = (embeds + (column.matmul(direction)? * self.scale)?)?;
+        }
         Ok((embeds, Segments::new(lengths)))
+    }
+
+    /// Whether the entries of a shelf tell how well their item fits.
+    pub(super) fn tells_fits(&self) -> bool {
+        self.fit.is_some()
+    }
+
+    /// How well each item of a shelf fits the history of the same place: the product of their vectors, in
+    /// deviations from the shelf's mean. `row` gives an item's row of `vectors`.
+    pub(super) fn fits(
+        queries: &Tensor,
+        vectors: &Tensor,
+        shelves: &[Vec<u32>],
+        row: impl Fn(u32) -> u32,
+    ) -> Result<Vec<Vec<f32>>> {
+        let scores = queries.matmul(&vectors.t()?)?.to_vec2::<f32>()?;
+        Ok(scores
+            .iter()
+            .zip(shelves)
+            .map(|(scores, shelf)| {
+                let of = |&item: &u32| scores[row(item) as usize];
+                let n = shelf.len().max(1) as f32;
+                let mean = shelf.iter().map(of).sum::<f32>() / n;
+                let square = |item| (of(item) - mean).powi(2);
+                let deviation = (shelf.iter().map(square).sum::<f32>() / n).sqrt();
+                let shown = |item| (of(item) - mean) / deviation.max(1e-6);
+                shelf.iter().map(shown).collect()
+            })
+            .collect())
     }
 
     /// Vectors of unit length of histories: from the states at the ends of their logs, and from the
@@ -379,8 +426,11 @@ impl Net {
         let mut share = vec![vec![0f32; n * items]; kinds];
         for (q, past) in pasts.iter().enumerate() {
             for e in *past {
-                share[e.behavior as usize][q * items + row(e.item) as usize] +=
-                    1.0 / past.len() as f32;
+                let kind = match self.cfg.behavior_tokens {
+                    true => e.behavior as usize,
+                    false => 0,
+                };
+                share[kind][q * items + row(e.item) as usize] += 1.0 / past.len() as f32;
             }
         }
         let factors = each.exp()?;

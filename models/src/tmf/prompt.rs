@@ -5,12 +5,13 @@
 //! | level | line of the log | entry of the shelf |
 //! |---|---|---|
 //! | 1 | `bought: red mug` | `red mug` |
-//! | 2 | `<|buy|> red mug <|item|>` | `red mug <|item|>` |
-//! | 3 | `<|buy|> <|item|>` | `red mug <|item|>` |
+//! | 2 | `<|buy|> red mug <|item|>` | `<|item|> red mug` |
+//! | 3 | `<|buy|> <|item|>` | `<|item|> red mug` |
 //!
 //! The log comes before the shelf, so that the state at its last event has seen no candidate: the
 //! history's vector is read there, where the last soft token itself went in. Lines of level 3 are not
-//! broken.
+//! broken. On the shelf the soft token goes first, so that the words of an entry have seen what stands for
+//! the item, and all of them carry how well it fits the history ([`Prompt::fits`]).
 
 use super::answers::distinct_titles;
 use crate::data::{Dataset, HistoryEvent};
@@ -58,6 +59,8 @@ pub(super) struct Prompt {
     pub(super) symbols: Vec<Symbol>,
     /// The row at which each event of the log is known; before them the row at which none is.
     pub(super) line_ends: Vec<usize>,
+    /// The rows of the shelf's entries, and how well each one's item fits the history.
+    pub(super) fits: Vec<(usize, f32)>,
 }
 
 impl Prompt {
@@ -82,7 +85,6 @@ pub(super) struct Phrases {
     shelf: Vec<u32>,
     bar: Vec<u32>,
     ask: Vec<u32>,
-    space: Vec<u32>,
     /// What an event of each behaviour is called.
     behaviors: Vec<Vec<u32>>,
     labels: Vec<Vec<u32>>,
@@ -170,7 +172,6 @@ impl Phrases {
             shelf: encode(SHELF)?,
             bar: encode(BAR)?,
             ask: encode(ASK)?,
-            space: encode(" ")?,
             behaviors: data
                 .behaviors
                 .iter()
@@ -242,8 +243,16 @@ impl Phrases {
         p
     }
 
-    /// Adds the shelf, lettered or not, and the question.
-    pub(super) fn ask(&self, p: &mut Prompt, shelf: &[u32], level: Level, lettered: bool) {
+    /// Adds the shelf, lettered or not, and the question. `fits` says how well each item fits the history,
+    /// or nothing.
+    pub(super) fn ask(
+        &self,
+        p: &mut Prompt,
+        shelf: &[u32],
+        fits: &[f32],
+        level: Level,
+        lettered: bool,
+    ) {
         if level == Level::Tokens {
             p.tokens(&self.line);
         }
@@ -252,14 +261,18 @@ impl Phrases {
             if at > 0 {
                 p.tokens(&self.bar);
             }
+            let first = p.symbols.len();
+            if level != Level::Words {
+                let slots = (0..self.slots).map(|slot| Symbol::Item { item, slot });
+                p.symbols.extend(slots);
+            }
             if lettered {
                 p.tokens(&self.labels[at]);
             }
             p.tokens(self.title(item));
-            if level != Level::Words {
-                p.tokens(&self.space);
-                let slots = (0..self.slots).map(|slot| Symbol::Item { item, slot });
-                p.symbols.extend(slots);
+            if let Some(&fit) = fits.get(at) {
+                p.fits
+                    .extend((first..p.symbols.len()).map(|row| (row, fit)));
             }
         }
         p.tokens(&self.ask);

@@ -25,7 +25,7 @@ const MOST_WRITTEN: usize = 32;
 pub struct TmfScorer {
     pub(super) net: Net,
     /// `[N, D]`, and transposed.
-    vectors: Tensor,
+    pub(super) vectors: Tensor,
     vectors_t: Tensor,
     /// `[N·slots, d_llm]`.
     pub(super) tokens: Tensor,
@@ -98,7 +98,7 @@ impl TmfScorer {
     }
 
     /// Vectors of histories, of unit length over the temperature, `[n, D]`.
-    fn queries(&self, histories: &[&[HistoryEvent]]) -> Result<Tensor> {
+    pub(super) fn queries(&self, histories: &[&[HistoryEvent]]) -> Result<Tensor> {
         let prompts: Vec<Prompt> = histories
             .iter()
             .map(|h| self.net.phrases.log(h, self.level()))
@@ -140,12 +140,18 @@ impl TmfScorer {
         shelves: &[Vec<u32>],
         lettered: bool,
     ) -> Result<Asked> {
+        let fits = match self.net.tells_fits() {
+            true => Net::fits(&self.queries(histories)?, &self.vectors, shelves, |i| i)?,
+            false => vec![Vec::new(); shelves.len()],
+        };
+        let level = self.level();
+        let phrases = &self.net.phrases;
         let prompts: Vec<Prompt> = histories
             .iter()
-            .zip(shelves)
-            .map(|(h, shelf)| {
-                let mut p = self.net.phrases.log(h, self.level());
-                self.net.phrases.ask(&mut p, shelf, self.level(), lettered);
+            .zip(shelves.iter().zip(&fits))
+            .map(|(h, (shelf, fits))| {
+                let mut p = phrases.log(h, level);
+                phrases.ask(&mut p, shelf, fits, level, lettered);
                 p
             })
             .collect();

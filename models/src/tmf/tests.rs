@@ -136,10 +136,11 @@ fn shared_prefixes_score_as_whole_prompts() -> Result<()> {
         .map(|q| vec![q, q + 20, q + 40])
         .collect();
     let together = s.by_titles(&histories, &shelves)?;
+    let fits = Net::fits(&s.queries(&histories)?, &s.vectors, &shelves, |i| i)?;
     for q in 0..queries.len() {
         let mut prompt = s.net.phrases.log(histories[q], Level::Tokens);
         let phrases = &s.net.phrases;
-        phrases.ask(&mut prompt, &shelves[q], Level::Tokens, false);
+        phrases.ask(&mut prompt, &shelves[q], &fits[q], Level::Tokens, false);
         let soft = s.net.soft_of_all(&s.tokens, &[histories[q]])?;
         let (answers, _) = phrases.answers(&s.net.llm, &shelves[q])?;
         for (answer, got) in answers.iter().zip(&together[q]) {
@@ -308,4 +309,15 @@ fn settings_out_of_range_are_refused() {
         let error = cfg.check().map(drop).unwrap_err().to_string();
         assert!(error.contains(name), "{error}");
     }
+}
+
+/// Deviations from a shelf's mean in its own deviations; a shelf of equals tells nothing.
+#[test]
+fn fits_compare_the_items_of_a_shelf() -> Result<()> {
+    let dev = Device::Cpu;
+    let queries = Tensor::new(&[[2f32, 0.0], [0.0, 1.0]], &dev)?;
+    let vectors = Tensor::new(&[[1f32, 5.0], [3.0, 5.0], [5.0, 5.0]], &dev)?;
+    let fits = Net::fits(&queries, &vectors, &[vec![2, 0], vec![0, 1, 2]], |i| i)?;
+    assert_eq!(fits, [vec![1.0, -1.0], vec![0.0; 3]]);
+    Ok(())
 }

@@ -1,14 +1,16 @@
 //! `tercet evaluate`
 
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 use serde::Serialize;
 use tercet_export::{BundleScorer, ReplayOptions};
-use tercet_models::data::Split;
-use tercet_models::eval::{EvalProtocol, EvalReport, evaluate};
+use tercet_models::data::{Dataset, Split};
+use tercet_models::eval::{EvalProtocol, EvalReport, RankedList, Scorer, evaluate_with_lists};
 use tercet_models::run::{self, TrainedRun};
 
 use super::replay;
@@ -57,6 +59,9 @@ pub(crate) struct Args {
     /// Training events per user that are learned from before the first one that counts.
     #[arg(long, requires = "replay", default_value_t = 50)]
     warm_up: usize,
+    /// Write what was ranked, a line of JSON for each query: user, targets and items by their keys.
+    #[arg(long, value_name = "FILE", conflicts_with = "replay")]
+    lists: Option<PathBuf>,
     #[command(flatten)]
     protocol: Protocol,
     /// cpu, or cuda:N in a build with that feature.
@@ -80,6 +85,30 @@ struct Report {
     seconds: f64,
 }
 
+/// A line of `--lists`.
+#[derive(Serialize)]
+struct ListLine<'a> {
+    user: &'a str,
+    targets: Vec<&'a str>,
+    items: Vec<&'a str>,
+}
+
+fn write_lists(path: &Path, data: &Dataset, lists: &[RankedList]) -> Result<()> {
+    let cannot = || format!("cannot write {}", path.display());
+    let mut out = BufWriter::new(File::create(path).with_context(cannot)?);
+    let keys = |items: &[u32]| items.iter().map(|&i| data.items.key(i)).collect();
+    for list in lists {
+        let line = ListLine {
+            user: data.users.key(list.user),
+            targets: keys(&list.targets),
+            items: keys(&list.items),
+        };
+        serde_json::to_writer(&mut out, &line).with_context(cannot)?;
+        out.write_all(b"\n").with_context(cannot)?;
+    }
+    out.flush().with_context(cannot)
+}
+
 pub(crate) fn run(args: Args) -> Result<()> {
     shared::threads(args.threads)?;
     let protocol = EvalProtocol {
@@ -100,6 +129,13 @@ pub(crate) fn run(args: Args) -> Result<()> {
         return replay::run(bundle, &args.data, target, &options, args.json);
     }
     let started = Instant::now();
+    let ranked = |scorer: &dyn Scorer, data: &Dataset| -> Result<EvalReport> {
+        let (report, lists) = evaluate_with_lists(scorer, data, &protocol)?;
+        if let Some(path) = &args.lists {
+            write_lists(path, data, &lists)?;
+        }
+        Ok(report)
+    };
     let (model, source, result) = if let Some(path) = &args.run {
         let dev = run::device(&args.device)?;
         let mut trained = TrainedRun::open(path, &dev)
@@ -116,7 +152,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         (
             trained.config.model.clone(),
             "run",
-            evaluate(scorer.as_ref(), &data, &protocol)?,
+            ranked(scorer.as_ref(), &data)?,
         )
     } else if let Some(path) = &args.bundle {
         let bundle = shared::open_bundle(path)?;
@@ -135,7 +171,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         }
         let card = &bundle.manifest().card;
         let model = card["model"].as_str().unwrap_or("bundle").to_string();
-        (model, "bundle", evaluate(&scorer, &data, &protocol)?)
+        (model, "bundle", ranked(&scorer, &data)?)
     } else {
         return shared::wrong_use("give --run or --bundle");
     };
