@@ -155,8 +155,10 @@ impl Net {
         };
         let fit = match cfg.shelf_fits && cfg.curriculum != Curriculum::Words {
             true => {
+                // A pretrained model must still be able to read the words that are moved.
+                let size = if cfg.llm.is_some() { 0.1 } else { 1.0 };
                 let mut r = rng::stream(seed, Purpose::Init, &[rng::name_hash("shelf.fit")]);
-                Some(params.add("shelf.fit", &rng::normal(&mut r, (1, wide), 1.0, dev)?)?)
+                Some(params.add("shelf.fit", &rng::normal(&mut r, (1, wide), size, dev)?)?)
             }
             false => None,
         };
