@@ -70,7 +70,7 @@ ml100k() {
 
 tiktok() {
   ease=(--set "lambda=[50.0,100.0,200.0,400.0]") diffmm=(--mode honest)
-  small=(--modalities image_feat,audio_feat)
+  small=(--modalities image,audio)
   student=(--epochs 20 --set teacher_weight=0.5 --set score_weight=1.0)
   folder=$data/tiktok-diffmm
   peers tiktok
