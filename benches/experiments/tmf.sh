@@ -71,7 +71,7 @@ shop() {
   ablation three-tokens --set soft_tokens=each
 }
 
-# Written answers: fifty times as many prompts.
+# Written answers: sixty times as many prompts.
 answers() {
   local s d=$runs/shop-data
   shop_set

@@ -184,7 +184,7 @@ impl Decoder {
 
     /// A decoder with random weights, registered in `params` to be trained: matrices normal with deviation
     /// `1/√D`, those that write to the residual stream less by `√(2·layers)`, gains one. The usual fixed
-    /// 0.02 is that of a width of 2,500; at 128 attention does not learn to tell tokens apart with it.
+    /// 0.02 is that of a width of 2,500.
     ///
     /// # Errors
     /// A configuration out of range.

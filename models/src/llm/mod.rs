@@ -154,8 +154,8 @@ impl Llm {
     }
 }
 
-/// In what a device holds frozen matrices: bf16 where it is a GPU that can, half the memory and more
-/// than twice the speed; f32 on a CPU, which widens half types before it multiplies.
+/// In what a device holds frozen matrices: bf16, half the memory, where it is a GPU that can; f32 on a
+/// CPU, which widens half types before it multiplies.
 fn matrix_type(dev: &Device) -> DType {
     let multiplies = || -> candle_core::Result<Tensor> {
         let x = Tensor::ones((2, 2), DType::F32, dev)?.to_dtype(DType::BF16)?;

@@ -56,7 +56,7 @@ use config::Curriculum;
 pub use config::TmfConfig;
 use examples::{Example, Examples, Sequence};
 use net::{Batch, Net};
-use prompt::{Level, Prompt, Symbol, curriculum};
+use prompt::{Level, Prompt, Symbol, curriculum, groups};
 pub use scorer::TmfScorer;
 
 use crate::data::{Dataset, HistoryEvent};
@@ -217,28 +217,24 @@ impl<'a> Tmf<'a> {
         })
     }
 
-    /// How well the items of shelves fit, by the vectors as they are now and without noise.
+    /// How well the items of shelves fit, by the vectors as they are now.
     fn fits(&self, examples: &[Example]) -> Result<Vec<Vec<f32>>> {
-        let histories: Vec<&[HistoryEvent]> =
-            examples.iter().map(|e| e.history.as_slice()).collect();
-        let shelves: Vec<Vec<u32>> = examples.iter().map(|e| e.shelf.clone()).collect();
         let net = &self.net;
-        let batch = net.batch(&histories, &shelves.concat(), None)?;
-        let log = |h: &&[HistoryEvent]| net.phrases.log(h, Level::Tokens);
-        let prompts: Vec<Prompt> = histories.iter().map(log).collect();
-        let none: Vec<&[u32]> = vec![&[]; prompts.len()];
-        let (embeds, segments) = net.embed(&prompts, &none, Some(&batch.soft))?;
-        let decoder = &net.llm.decoder;
-        let (hidden, _) = decoder.forward(&embeds.detach(), &segments, None, None)?;
-        let mut start = 0;
-        let mut ends = Vec::with_capacity(prompts.len());
-        for (p, &n) in prompts.iter().zip(segments.lengths()) {
-            ends.push((start + p.log_end()) as u32);
-            start += n;
+        let log = |e: &Example| net.phrases.log(&e.history, Level::Tokens);
+        let logs: Vec<Prompt> = examples.iter().map(log).collect();
+        let mut out = Vec::with_capacity(examples.len());
+        for group in groups(&logs, net.cfg.tokens_at_once) {
+            let (logs, examples) = (&logs[group.clone()], &examples[group]);
+            let histories: Vec<&[HistoryEvent]> =
+                examples.iter().map(|e| e.history.as_slice()).collect();
+            let shelves: Vec<Vec<u32>> = examples.iter().map(|e| e.shelf.clone()).collect();
+            let batch = net.batch(&histories, &shelves.concat(), None)?;
+            let (soft, vectors) = (Some(&batch.soft), batch.vectors.detach());
+            let row = |i: u32| batch.row[&i];
+            let queries = net.history_vectors(logs, &histories, soft, &vectors, row)?;
+            out.extend(Net::fits(&queries, &vectors, &shelves, row)?);
         }
-        let row = |i: u32| batch.row[&i];
-        let queries = net.queries(&hidden, &ends, &histories, &batch.vectors, row)?;
-        Net::fits(&queries.detach(), &batch.vectors.detach(), &shelves, row)
+        Ok(out)
     }
 
     /// Questions of a step, in groups of few enough tokens.

@@ -390,20 +390,44 @@ impl Net {
         shelves: &[Vec<u32>],
         row: impl Fn(u32) -> u32,
     ) -> Result<Vec<Vec<f32>>> {
-        let scores = queries.matmul(&vectors.t()?)?.to_vec2::<f32>()?;
-        Ok(scores
-            .iter()
-            .zip(shelves)
-            .map(|(scores, shelf)| {
-                let of = |&item: &u32| scores[row(item) as usize];
-                let n = shelf.len().max(1) as f32;
-                let mean = shelf.iter().map(of).sum::<f32>() / n;
-                let square = |item| (of(item) - mean).powi(2);
-                let deviation = (shelf.iter().map(square).sum::<f32>() / n).sqrt();
-                let shown = |item| (of(item) - mean) / deviation.max(1e-6);
-                shelf.iter().map(shown).collect()
-            })
-            .collect())
+        let compare = |(q, shelf): (usize, &Vec<u32>)| {
+            if shelf.is_empty() {
+                return Ok(Vec::new());
+            }
+            let rows: Vec<u32> = shelf.iter().map(|&item| row(item)).collect();
+            let items = vectors.index_select(&index_tensor(&rows, vectors.device())?, 0)?;
+            let fits = items.matmul(&queries.narrow(0, q, 1)?.t()?)?;
+            let mut fits = fits.flatten_all()?.to_vec1::<f32>()?;
+            let n = fits.len() as f32;
+            let mean = fits.iter().sum::<f32>() / n;
+            fits.iter_mut().for_each(|x| *x -= mean);
+            let deviation = (fits.iter().map(|x| x * x).sum::<f32>() / n).sqrt();
+            fits.iter_mut().for_each(|x| *x /= deviation.max(1e-6));
+            Ok(fits)
+        };
+        shelves.iter().enumerate().map(compare).collect()
+    }
+
+    /// Vectors of unit length of histories, by their logs alone, without noise and without gradients.
+    pub(super) fn history_vectors(
+        &self,
+        logs: &[Prompt],
+        histories: &[&[HistoryEvent]],
+        soft: Option<&Soft>,
+        vectors: &Tensor,
+        row: impl Fn(u32) -> u32,
+    ) -> Result<Tensor> {
+        let none: Vec<&[u32]> = vec![&[]; logs.len()];
+        let (embeds, segments) = self.embed(logs, &none, soft)?;
+        let (hidden, _) = (self.llm.decoder).forward(&embeds.detach(), &segments, None, None)?;
+        let mut start = 0;
+        let mut ends = Vec::with_capacity(logs.len());
+        for (log, &n) in logs.iter().zip(segments.lengths()) {
+            ends.push((start + log.log_end()) as u32);
+            start += n;
+        }
+        let told = self.queries(&hidden.detach(), &ends, histories, vectors, row)?;
+        Ok(told.detach())
     }
 
     /// Vectors of unit length of histories: from the states at the ends of their logs, and from the

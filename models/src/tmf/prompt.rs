@@ -13,6 +13,8 @@
 //! broken. On the shelf the soft token goes first, so that the words of an entry have seen what stands for
 //! the item, and all of them carry how well it fits the history ([`Prompt::fits`]).
 
+use std::ops::Range;
+
 use super::answers::distinct_titles;
 use crate::data::{Dataset, HistoryEvent};
 use crate::error::Result;
@@ -73,6 +75,23 @@ impl Prompt {
         self.symbols
             .extend(tokens.iter().map(|&t| Symbol::Token(t)));
     }
+}
+
+/// Groups of neighbouring prompts of at most `most` tokens together, at least one prompt each.
+pub(super) fn groups(prompts: &[Prompt], most: usize) -> Vec<Range<usize>> {
+    let mut out = Vec::new();
+    let (mut start, mut tokens) = (0, 0);
+    for (at, p) in prompts.iter().enumerate() {
+        if at > start && tokens + p.symbols.len() > most {
+            out.push(start..at);
+            (start, tokens) = (at, 0);
+        }
+        tokens += p.symbols.len();
+    }
+    if start < prompts.len() {
+        out.push(start..prompts.len());
+    }
+    out
 }
 
 /// Tokenised parts of all prompts of a data set.

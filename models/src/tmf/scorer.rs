@@ -7,8 +7,8 @@ use candle_core::{D, Tensor};
 
 use super::answers::named;
 use super::config::{Curriculum, Scoring, TmfConfig};
-use super::net::Net;
-use super::prompt::{Level, Prompt, Trie};
+use super::net::{Net, Soft};
+use super::prompt::{Level, Prompt, Trie, groups};
 use crate::attention::Segments;
 use crate::data::HistoryEvent;
 use crate::error::{Error, Result};
@@ -64,55 +64,20 @@ impl TmfScorer {
         }
     }
 
-    /// Groups of prompts of at most so many tokens together, at least one prompt each.
-    fn groups(&self, prompts: &[Prompt]) -> Vec<Range<usize>> {
-        let mut out = Vec::new();
-        let (mut start, mut tokens) = (0, 0);
-        for (at, p) in prompts.iter().enumerate() {
-            if at > start && tokens + p.symbols.len() > self.cfg().tokens_at_once {
-                out.push(start..at);
-                (start, tokens) = (at, 0);
-            }
-            tokens += p.symbols.len();
+    fn soft(&self, histories: &[&[HistoryEvent]]) -> Result<Option<Soft>> {
+        match self.level() {
+            Level::Words => Ok(None),
+            _ => self.net.soft_of_all(&self.tokens, histories).map(Some),
         }
-        if start < prompts.len() {
-            out.push(start..prompts.len());
-        }
-        out
-    }
-
-    fn compute(
-        &self,
-        prompts: &[Prompt],
-        histories: &[&[HistoryEvent]],
-    ) -> Result<(Tensor, Kv, Segments)> {
-        let soft = match self.level() {
-            Level::Words => None,
-            _ => Some(self.net.soft_of_all(&self.tokens, histories)?),
-        };
-        let none: Vec<&[u32]> = vec![&[]; prompts.len()];
-        let (embeds, segments) = self.net.embed(prompts, &none, soft.as_ref())?;
-        let decoder = &self.net.llm.decoder;
-        let (hidden, kv) = decoder.forward(&embeds, &segments, None, None)?;
-        Ok((hidden.detach(), kv, segments))
     }
 
     /// Vectors of histories, of unit length over the temperature, `[n, D]`.
     pub(super) fn queries(&self, histories: &[&[HistoryEvent]]) -> Result<Tensor> {
-        let prompts: Vec<Prompt> = histories
-            .iter()
-            .map(|h| self.net.phrases.log(h, self.level()))
-            .collect();
+        let log = |h: &&[HistoryEvent]| self.net.phrases.log(h, self.level());
+        let logs: Vec<Prompt> = histories.iter().map(log).collect();
         let mut out = Vec::new();
-        for group in self.groups(&prompts) {
-            let (prompts, histories) = (&prompts[group.clone()], &histories[group]);
-            let (hidden, _, segments) = self.compute(prompts, histories)?;
-            let mut start = 0u32;
-            let mut rows = Vec::with_capacity(prompts.len());
-            for (p, &n) in prompts.iter().zip(segments.lengths()) {
-                rows.push(start + p.log_end() as u32);
-                start += n as u32;
-            }
+        for group in groups(&logs, self.cfg().tokens_at_once) {
+            let (logs, histories) = (&logs[group.clone()], &histories[group]);
             let seen: Vec<u32> = histories
                 .iter()
                 .flat_map(|h| h.iter().map(|e| e.item))
@@ -125,24 +90,27 @@ impl TmfScorer {
                     .vectors
                     .index_select(&index_tensor(&seen, self.vectors.device())?, 0)?,
             };
-            let queries = self
-                .net
-                .queries(&hidden, &rows, histories, &vectors, |i| row[&i])?;
-            out.push(queries.detach());
+            let soft = self.soft(histories)?;
+            let soft = soft.as_ref();
+            let vectors =
+                (self.net).history_vectors(logs, histories, soft, &vectors, |i| row[&i])?;
+            out.push(vectors);
         }
         Ok((Tensor::cat(&out, 0)? / self.cfg().temperature)?)
     }
 
-    /// Computes whole prompts, to be continued.
+    /// Computes whole prompts, to be continued. `queries` are the vectors of the histories where a shelf
+    /// tells how well its items fit them.
     fn ask(
         &self,
         histories: &[&[HistoryEvent]],
+        queries: Option<&Tensor>,
         shelves: &[Vec<u32>],
         lettered: bool,
     ) -> Result<Asked> {
-        let fits = match self.net.tells_fits() {
-            true => Net::fits(&self.queries(histories)?, &self.vectors, shelves, |i| i)?,
-            false => vec![Vec::new(); shelves.len()],
+        let fits = match queries {
+            Some(queries) => Net::fits(queries, &self.vectors, shelves, |i| i)?,
+            None => vec![Vec::new(); shelves.len()],
         };
         let level = self.level();
         let phrases = &self.net.phrases;
@@ -155,7 +123,12 @@ impl TmfScorer {
                 p
             })
             .collect();
-        let (hidden, kv, segments) = self.compute(&prompts, histories)?;
+        let none: Vec<&[u32]> = vec![&[]; prompts.len()];
+        let soft = self.soft(histories)?;
+        let (embeds, segments) = self.net.embed(&prompts, &none, soft.as_ref())?;
+        let decoder = &self.net.llm.decoder;
+        let (hidden, kv) = decoder.forward(&embeds, &segments, None, None)?;
+        let hidden = hidden.detach();
         let mut start = 0;
         let mut ranges = Vec::with_capacity(prompts.len());
         for &n in segments.lengths() {
@@ -235,9 +208,10 @@ impl TmfScorer {
     pub(super) fn by_titles(
         &self,
         histories: &[&[HistoryEvent]],
+        queries: Option<&Tensor>,
         shelves: &[Vec<u32>],
     ) -> Result<Vec<Vec<f64>>> {
-        let asked = self.ask(histories, shelves, false)?;
+        let asked = self.ask(histories, queries, shelves, false)?;
         let answers = shelves
             .iter()
             .map(|s| Ok(self.net.phrases.answers(&self.net.llm, s)?.0))
@@ -249,9 +223,10 @@ impl TmfScorer {
     fn by_letters(
         &self,
         histories: &[&[HistoryEvent]],
+        queries: Option<&Tensor>,
         shelves: &[Vec<u32>],
     ) -> Result<Vec<Vec<f64>>> {
-        let asked = self.ask(histories, shelves, true)?;
+        let asked = self.ask(histories, queries, shelves, true)?;
         let logits = self.net.llm.decoder.logits(&asked.last)?.to_vec2::<f32>()?;
         Ok(logits
             .iter()
@@ -271,9 +246,10 @@ impl TmfScorer {
     fn written(
         &self,
         histories: &[&[HistoryEvent]],
+        queries: Option<&Tensor>,
         shelves: &[Vec<u32>],
     ) -> Result<Vec<Option<u32>>> {
-        let asked = self.ask(histories, shelves, false)?;
+        let asked = self.ask(histories, queries, shelves, false)?;
         let llm = &self.net.llm;
         shelves
             .iter()
@@ -322,16 +298,21 @@ impl TmfScorer {
             Scoring::Label => cfg.label_shuffles as u64,
             _ => 1,
         };
+        let vectors = match self.net.tells_fits() {
+            true => Some(self.queries(&histories)?),
+            false => None,
+        };
+        let vectors = vectors.as_ref();
         if matches!(cfg.scoring, Scoring::Free | Scoring::Trie) {
-            let written = self.written(&histories, &shelves(0))?;
+            let written = self.written(&histories, vectors, &shelves(0))?;
             return Ok(written.into_iter().map(Vec::from_iter).collect());
         }
         let mut totals: Vec<Vec<f64>> = candidates.iter().map(|c| vec![0.0; c.len()]).collect();
         for turn in 0..turns {
             let shelves = shelves(turn);
             let scores = match cfg.scoring {
-                Scoring::Label => self.by_letters(&histories, &shelves)?,
-                _ => self.by_titles(&histories, &shelves)?,
+                Scoring::Label => self.by_letters(&histories, vectors, &shelves)?,
+                _ => self.by_titles(&histories, vectors, &shelves)?,
             };
             for (q, (shelf, scores)) in shelves.iter().zip(scores).enumerate() {
                 for (item, score) in shelf.iter().zip(scores) {

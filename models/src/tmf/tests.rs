@@ -135,8 +135,9 @@ fn shared_prefixes_score_as_whole_prompts() -> Result<()> {
     let shelves: Vec<Vec<u32>> = (0..queries.len() as u32)
         .map(|q| vec![q, q + 20, q + 40])
         .collect();
-    let together = s.by_titles(&histories, &shelves)?;
-    let fits = Net::fits(&s.queries(&histories)?, &s.vectors, &shelves, |i| i)?;
+    let vectors = s.queries(&histories)?;
+    let together = s.by_titles(&histories, Some(&vectors), &shelves)?;
+    let fits = Net::fits(&vectors, &s.vectors, &shelves, |i| i)?;
     for q in 0..queries.len() {
         let mut prompt = s.net.phrases.log(histories[q], Level::Tokens);
         let phrases = &s.net.phrases;
@@ -311,12 +312,31 @@ fn settings_out_of_range_are_refused() {
     }
 }
 
+/// Fits are computed in groups of as many tokens as prompts are, and do not depend on who shares a group.
+#[test]
+fn fits_do_not_depend_on_groups() -> Result<()> {
+    let data = shop()?;
+    let mut m = trained(&data, small())?;
+    let draw = |n| m.examples.draw(&m.net.cfg, 1, 2, n);
+    let examples: Vec<Example> = (0..5).map(draw).collect();
+    let together = m.fits(&examples)?;
+    m.net.cfg.tokens_at_once = 1;
+    for (a, b) in together.iter().zip(m.fits(&examples)?) {
+        assert_eq!((a.len(), b.len()), (4, 4));
+        assert!(
+            a.iter().zip(&b).all(|(a, b)| (a - b).abs() < 1e-3),
+            "{a:?} {b:?}"
+        );
+        assert!(a.iter().any(|x| x.abs() > 0.5));
+    }
+    Ok(())
+}
+
 /// Deviations from a shelf's mean in its own deviations; a shelf of equals tells nothing.
 #[test]
 fn fits_compare_the_items_of_a_shelf() -> Result<()> {
-    let dev = Device::Cpu;
-    let queries = Tensor::new(&[[2f32, 0.0], [0.0, 1.0]], &dev)?;
-    let vectors = Tensor::new(&[[1f32, 5.0], [3.0, 5.0], [5.0, 5.0]], &dev)?;
+    let queries = Tensor::new(&[[2f32, 0.0], [0.0, 1.0]], &DEV)?;
+    let vectors = Tensor::new(&[[1f32, 5.0], [3.0, 5.0], [5.0, 5.0]], &DEV)?;
     let fits = Net::fits(&queries, &vectors, &[vec![2, 0], vec![0, 1, 2]], |i| i)?;
     assert_eq!(fits, [vec![1.0, -1.0], vec![0.0; 3]]);
     Ok(())
