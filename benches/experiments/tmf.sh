@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # TMF and its peers: what each part is worth on the synthetic shop, and figures on real data.
 #
-#   benches/experiments/tmf.sh shop answers               # ablations; answers in letters and titles
+#   benches/experiments/tmf.sh shop sparse answers        # ablations; the same with few events an item; answers
 #   TERCET_DATA_DIR=/path/to/datasets benches/experiments/tmf.sh [ml100k|steam|retailrocket]...
 #   LLM=encoders/smollm2 TERCET_DATA_DIR=… benches/experiments/tmf.sh ml100k-llm   # with a pretrained model
 #
@@ -13,7 +13,7 @@ runs_name=tmf
 . "$(dirname "$0")/common.sh"
 data=${TERCET_DATA_DIR:-}
 seeds=${TERCET_SEEDS:-1 2 3}
-common=() most=()
+most=()
 
 # shelf NAME DIR NEGATIVES [SCORING…]: ranking and hit@1 on a fixed shelf, by the model's only way to score
 # (the file is called vector) or by each of TMF's that are named.
@@ -33,13 +33,13 @@ shop_set() {
   [ -d "$runs/shop-data" ] || "$tercet" data synth --out "$runs/shop-data" --users 600 --items 400 --seed 17 --json >/dev/null
 }
 
-# ablation NAME options…: one run a seed, the catalogue and a shelf of ten.
+# ablation SET NAME options…: one run a seed, the catalogue and a shelf of ten.
 ablation() {
-  local name=$1 s; shift
+  local set=$1 name=$1-$2 s; shift 2
   for s in $seeds; do
-    run "shop-$name-$s" train --model tmf --data "$runs/shop-data" --seed "$s" --epochs 8 --set warmup_steps=60 \
-      --set examples=80 --set sequences=960 --set sequence_batch=16 "$@"
-    shelf "shop-$name-$s" "$runs/shop-data" 9 vector
+    run "$name-$s" train --model tmf --data "$runs/$set-data" --seed "$s" --epochs 8 --set warmup_steps=60 \
+      --set examples=80 --set "sequences=${sequences:-960}" --set sequence_batch=16 "$@"
+    shelf "$name-$s" "$runs/$set-data" 9 vector
   done
 }
 
@@ -48,7 +48,7 @@ shop() {
   shop_set
   run shop-popularity train --model popularity --data "$d"
   shelf shop-popularity "$d" 9
-  ablation full
+  ablation shop full
   for s in $seeds; do
     run shop-sasrec-$s train --model sasrec --data "$d" --seed $s
     shelf shop-sasrec-$s "$d" 9
@@ -57,18 +57,31 @@ shop() {
     shelf shop-student-$s "$d" 9
     pack shop-student-$s "$d"
   done
-  ablation no-image --modalities text
-  ablation no-text --modalities image
-  ablation no-graph --set graph=false
-  ablation no-cross --set cross=off
-  ablation no-self --set scope=off
-  ablation mean-pool --set cross=off --set scope=off
-  ablation no-behaviours --set behavior_tokens=false
-  ablation no-warm-up --set warmup_steps=0
-  ablation no-curriculum --set curriculum=tokens
-  ablation words --set curriculum=words
-  ablation sequence-scope --set scope=sequence
-  ablation three-tokens --set soft_tokens=each
+  ablation shop no-image --modalities text
+  ablation shop no-text --modalities image
+  ablation shop no-graph --set graph=false
+  ablation shop no-cross --set cross=off
+  ablation shop no-self --set scope=off
+  ablation shop mean-pool --set cross=off --set scope=off
+  ablation shop no-behaviours --set behavior_tokens=false
+  ablation shop no-warm-up --set warmup_steps=0
+  ablation shop no-curriculum --set curriculum=tokens
+  ablation shop words --set curriculum=words
+  ablation shop sequence-scope --set scope=sequence
+  ablation shop three-tokens --set soft_tokens=each
+}
+
+# Ten times the items for twice the users: five events an item instead of thirty, from which the graph cannot
+# read what images and titles say.
+sparse() {
+  local sequences=1920
+  [ -d "$runs/sparse-data" ] || "$tercet" data synth --out "$runs/sparse-data" --users 1200 --items 4800 --seed 17 --json >/dev/null
+  run sparse-popularity train --model popularity --data "$runs/sparse-data"
+  ablation sparse full
+  ablation sparse no-image --modalities text
+  ablation sparse no-text --modalities image
+  ablation sparse no-graph --set graph=false
+  ablation sparse no-behaviours --set behavior_tokens=false
 }
 
 # Written answers: sixty times as many prompts.
@@ -93,26 +106,68 @@ ml100k-llm() {
   shelf ml100k-llm-1 "$d" 19 vector label likelihood
 }
 
-# model NAME SET options…: popularity, the text and graph reading of TMF, its student.
-model() {
-  local n=$1 d=$data/$2 s; shift 2
+# peers NAME FOLDER: what TMF is compared with, each on the fixed shelf too. Options come from the arrays below.
+peers() {
+  local n=$1 d=$2 s peer
   run "$n-popularity" train --model popularity --data "$d" "${common[@]}"
+  run "$n-ease" train --model ease --data "$d" "${common[@]}" --set "lambda=[50.0,100.0,200.0,500.0]"
+  run "$n-graph-1" train --model behavior-graph --data "$d" "${common[@]}" --seed 1 --set train.eval_every=5 \
+    --set train.patience=3 "${graph[@]}"
+  run "$n-sasrec-1" train --model sasrec --data "$d" "${common[@]}" --seed 1 "${sasrec[@]}"
+  for s in $seeds; do
+    run "$n-sasrec-behaviors-$s" train --model sasrec --data "$d" "${common[@]}" --seed "$s" "${sasrec[@]}" \
+      --set behaviors=true
+    shelf "$n-sasrec-behaviors-$s" "$d" 19
+  done
+  for peer in popularity ease graph-1 sasrec-1; do shelf "$n-$peer" "$d" 19; done
+}
+
+# model NAME FOLDER options…: TMF, scored in each of the ways, and its student.
+model() {
+  local n=$1 d=$2 s; shift 2
   for s in $seeds; do
     run "$n-tmf-$s" train --model tmf --data "$d" --seed "$s" "${common[@]}" "$@"
-    shelf "$n-tmf-$s" "$d" 19 vector label likelihood
+    shelf "$n-tmf-$s" "$d" 19 "${ways[@]}"
     run "$n-student-$s" distill --teacher "$runs/$n-tmf-$s" --data "$d" --seed "$s" \
       --epochs 30 --set lesson_epochs=2 --set cuts=1 --set candidate_weight=0.5
+    shelf "$n-student-$s" "$d" 19
     pack "$n-student-$s" "$d"
   done
 }
 
 need() { : "${data:?set TERCET_DATA_DIR to the folder that holds the data sets}"; }
-ml100k() { need; common=(); model ml100k ml100k-mm --epochs 16; }
-steam() { need; common=(--target-behavior play); model steam steam-mb; }
-retailrocket() { need; common=(--target-behavior buy); model retailrocket retailrocket-mb; }
+
+ml100k() {
+  need
+  local d=$data/ml100k-mm
+  ways=(vector)
+  model ml100k "$d" --epochs 16 --set candidates=20
+  peers ml100k "$d"
+  # A language model that reads titles only, half as long: its histories cost three times as much.
+  run ml100k-words-1 train --model tmf --data "$d" --seed 1 --epochs 8 --set curriculum=words
+  shelf ml100k-words-1 "$d" 19 vector
+}
+
+steam() {
+  need
+  common=(--target-behavior play) ways=(vector)
+  model steam "$data/steam-mb" --set candidates=20
+  peers steam "$data/steam-mb"
+}
+
+# No titles: nothing to write.
+retailrocket() {
+  need
+  common=(--target-behavior buy) ways=(vector) sasrec=(--set negatives=1000)
+  model retailrocket "$data/retailrocket-mb" --set examples=8
+  peers retailrocket "$data/retailrocket-mb"
+}
 
 parts=("$@")
-[ ${#parts[@]} -gt 0 ] || parts=(shop answers ml100k steam retailrocket)
-for part in "${parts[@]}"; do "$part"; done
+[ ${#parts[@]} -gt 0 ] || parts=(shop sparse answers ml100k steam retailrocket)
+for part in "${parts[@]}"; do
+  common=() ways=() graph=() sasrec=()
+  "$part"
+done
 python3 "$here/tables.py" "$runs"
 python3 "$here/tmf_tables.py" "$runs"

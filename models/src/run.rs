@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
+use crate::baseline::behavior_graph::{BehaviorGraph, BehaviorGraphConfig};
 use crate::baseline::closed_form::{
     EaseGridConfig, EaseLearner, PopularityConfig, PopularityLearner,
 };
@@ -28,11 +29,12 @@ use crate::tmf::{Tmf, TmfConfig};
 use crate::train::{Learner, Mode, TrainConfig};
 
 /// Models that `train` knows.
-pub const MODELS: [&str; 9] = [
+pub const MODELS: [&str; 10] = [
     "popularity",
     "ease",
     "bpr",
     "lightgcn",
+    "behavior-graph",
     "sasrec",
     "diffmm",
     "dprec",
@@ -76,7 +78,7 @@ impl RunConfig {
             "popularity" => (1, 0),
             "ease" => (EaseLearner::epochs(&EaseGridConfig::default()), 0),
             "bpr" => (200, 20),
-            "lightgcn" => (200, 20),
+            "lightgcn" | "behavior-graph" => (200, 20),
             "sasrec" => (100, 10),
             "diffmm" => (50, 15),
             "dprec" => (200, 20),
@@ -178,6 +180,7 @@ impl RunConfig {
             "popularity" => self.parse::<PopularityConfig>().map(drop),
             "ease" => self.parse::<EaseGridConfig>().map(drop),
             "bpr" | "lightgcn" => self.parse::<GraphMfConfig>().map(drop),
+            "behavior-graph" => self.parse::<BehaviorGraphConfig>().map(drop),
             "sasrec" => self.parse::<SasrecConfig>().map(drop),
             "diffmm" => self.parse::<DiffMmConfig>()?.check(),
             "dprec" => self.parse::<DprecConfig>()?.check(),
@@ -252,6 +255,7 @@ pub fn learner<'a>(
             }
             Box::new(GraphMf::new(data, cfg, seed, dev)?)
         }
+        "behavior-graph" => Box::new(BehaviorGraph::new(data, spec.parse()?, seed, dev)?),
         "sasrec" => Box::new(Sasrec::new(data, spec.parse()?, seed, dev)?),
         "diffmm" => Box::new(DiffMm::new(data, spec.parse::<DiffMmConfig>()?, seed, dev)?),
         "dprec" => Box::new(Dprec::new(data, spec.parse()?, seed, dev)?),

@@ -83,7 +83,8 @@ fn resumed_runs_equal_uninterrupted_ones() -> Result<()> {
         ("bpr", &["dim=16", "batch=256"][..]),
         ("bpr", &["dim=16", "batch=256", "sparse=true"]),
         ("lightgcn", &["dim=16", "batch=256"]),
-        ("sasrec", &["dim=16", "window=10"]),
+        ("behavior-graph", &["dim=16", "batch=256"]),
+        ("sasrec", &["dim=16", "window=10", "behaviors=true"]),
         ("diffmm", &["dim=16", "hidden=24", "batch=256"]),
         ("dprec", &["dim=16", "batch=512", "concepts=8"]),
         (

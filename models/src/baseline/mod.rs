@@ -1,5 +1,6 @@
 //! Models to compare with: they need no features.
 
+pub mod behavior_graph;
 pub mod closed_form;
 pub mod ease;
 pub mod graph_mf;

@@ -8,8 +8,8 @@ use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::attention::{Segments, causal_attention, last_states};
-use crate::data::Dataset;
 use crate::data::sequence::{TrainingWindows, Windows, newest};
+use crate::data::{Dataset, HistoryEvent};
 use crate::error::{Error, Result};
 use crate::eval::{EvalQuery, Scorer};
 use crate::factors::copy_scores;
@@ -38,6 +38,9 @@ pub struct SasrecConfig {
     /// one would be learnt by heart.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shuffle_events: Option<bool>,
+    /// Whether inputs tell behaviours apart, by a learnt vector of each beside the item's (ours; the paper
+    /// knows one behaviour).
+    pub behaviors: bool,
     /// Dropout of embeddings and block outputs.
     pub dropout: f64,
     /// Adam's learning rate.
@@ -57,6 +60,7 @@ impl Default for SasrecConfig {
             window: 50,
             windows: Windows::Last,
             shuffle_events: None,
+            behaviors: false,
             dropout: 0.3,
             lr: 1e-3,
             batch: 128,
@@ -82,13 +86,20 @@ struct Net {
     params: Params,
     items: Tensor,
     positions: Tensor,
+    behaviors: Option<Tensor>,
     blocks: Vec<Block>,
     last: LayerNorm,
     dev: Device,
 }
 
 impl Net {
-    fn new(items: usize, cfg: SasrecConfig, seed: u64, dev: &Device) -> Result<Self> {
+    fn new(
+        items: usize,
+        behaviors: usize,
+        cfg: SasrecConfig,
+        seed: u64,
+        dev: &Device,
+    ) -> Result<Self> {
         if cfg.heads == 0 || !cfg.dim.is_multiple_of(cfg.heads) || cfg.window < 2 || cfg.batch == 0
         {
             return Err(Error::config(
@@ -101,6 +112,13 @@ impl Net {
         let items = params.add("items", &rng::normal(&mut r, (items, d), 0.02, dev)?)?;
         let table = rng::normal(&mut r, (cfg.window, d), 0.02, dev)?;
         let positions = params.add("positions", &table)?;
+        let behaviors = match cfg.behaviors {
+            false => None,
+            true => {
+                let table = rng::normal(&mut r, (behaviors, d), 0.02, dev)?;
+                Some(params.add("behaviors", &table)?)
+            }
+        };
         let blocks = (0..cfg.layers)
             .map(|k| {
                 let name = |part: &str| format!("block.{k}.{part}");
@@ -120,6 +138,7 @@ impl Net {
             params,
             items,
             positions,
+            behaviors,
             blocks,
             last,
             dev: dev.clone(),
@@ -129,7 +148,7 @@ impl Net {
     /// States of the events of all sequences, packed as [`causal_attention`] wants them, `[R, d]`.
     fn forward(
         &self,
-        sequences: &[&[u32]],
+        sequences: &[&[HistoryEvent]],
         mut noise: Option<&mut Stream>,
     ) -> Result<(Tensor, Segments)> {
         let segments = Segments::new(sequences.iter().map(|s| s.len()));
@@ -138,16 +157,19 @@ impl Net {
             let none = Tensor::zeros((0, d), DType::F32, &self.dev)?;
             return Ok((none, segments));
         }
-        let ids: Vec<u32> = sequences.iter().flat_map(|s| s.iter().copied()).collect();
+        let events = || sequences.iter().flat_map(|s| s.iter());
+        let pick = |table: &Tensor, rows: &[u32]| -> Result<Tensor> {
+            Ok(table.index_select(&index_tensor(rows, &self.dev)?, 0)?)
+        };
+        let ids: Vec<u32> = events().map(|e| e.item).collect();
         // Positions count from the end of the window, so the newest event always has the last one.
         let at = segments.positions_from_the_end(self.cfg.window);
-        let e = self
-            .items
-            .index_select(&index_tensor(&ids, &self.dev)?, 0)?;
-        let p = self
-            .positions
-            .index_select(&index_tensor(&at, &self.dev)?, 0)?;
-        let mut x = dropout(&(e + p)?, rate, noise.as_deref_mut())?;
+        let mut x = (pick(&self.items, &ids)? + pick(&self.positions, &at)?)?;
+        if let Some(table) = &self.behaviors {
+            let behaviors: Vec<u32> = events().map(|e| u32::from(e.behavior)).collect();
+            x = (x + pick(table, &behaviors)?)?;
+        }
+        x = dropout(&x, rate, noise.as_deref_mut())?;
         for block in &self.blocks {
             let qkv = block.qkv.forward(&block.norm1.forward(&x)?)?;
             let part = |k: usize| qkv.narrow(1, k * d, d)?.contiguous();
@@ -175,7 +197,7 @@ pub struct Sasrec {
     adam: Adam,
     seed: u64,
     num_items: usize,
-    windows: TrainingWindows,
+    windows: TrainingWindows<HistoryEvent>,
 }
 
 impl Sasrec {
@@ -185,7 +207,7 @@ impl Sasrec {
     /// A configuration out of range, or no user with two training events.
     pub fn new(data: &Dataset, cfg: SasrecConfig, seed: u64, dev: &Device) -> Result<Self> {
         let windows = TrainingWindows::new(data, 2, cfg.window, cfg.windows, cfg.shuffle_events)?;
-        let net = Net::new(data.num_items(), cfg, seed, dev)?;
+        let net = Net::new(data.num_items(), data.behaviors.len(), cfg, seed, dev)?;
         let adam = Adam::new(&net.params, net.cfg.lr, 0.0)?;
         Ok(Self {
             net,
@@ -203,7 +225,7 @@ impl Sasrec {
         cfg: SasrecConfig,
         dev: &Device,
     ) -> Result<SasrecScorer> {
-        let net = Net::new(data.num_items(), cfg, 0, dev)?;
+        let net = Net::new(data.num_items(), data.behaviors.len(), cfg, 0, dev)?;
         net.params.import("", tensors)?;
         let items_t = net.items.detach().t()?.contiguous()?;
         Ok(SasrecScorer { net, items_t })
@@ -211,12 +233,13 @@ impl Sasrec {
 
     fn loss(
         &self,
-        batch: &[&[u32]],
+        batch: &[&[HistoryEvent]],
         noise: Option<&mut Stream>,
         negatives: &[u32],
     ) -> Result<Tensor> {
-        let inputs: Vec<&[u32]> = batch.iter().map(|w| &w[..w.len() - 1]).collect();
-        let next: Vec<u32> = batch.iter().flat_map(|w| w[1..].iter().copied()).collect();
+        let inputs: Vec<&[HistoryEvent]> = batch.iter().map(|w| &w[..w.len() - 1]).collect();
+        let next = batch.iter().flat_map(|w| w[1..].iter().map(|e| e.item));
+        let next: Vec<u32> = next.collect();
         let (picked, _) = self.net.forward(&inputs, noise)?;
         let none = vec![Vec::new(); next.len()];
         if negatives.is_empty() {
@@ -302,13 +325,9 @@ impl Scorer for SasrecScorer {
     }
 
     fn score(&self, queries: &[EvalQuery], out: &mut [f32]) -> Result<()> {
-        let histories: Vec<Vec<u32>> = queries
+        let windows: Vec<&[HistoryEvent]> = queries
             .iter()
-            .map(|q| q.history.iter().map(|e| e.item).collect())
-            .collect();
-        let windows: Vec<&[u32]> = histories
-            .iter()
-            .map(|h| newest(h, self.net.cfg.window))
+            .map(|q| newest(&q.history, self.net.cfg.window))
             .collect();
         let (states, segments) = self.net.forward(&windows, None)?;
         let last = last_states(&states, &segments)?;
@@ -320,21 +339,29 @@ impl Scorer for SasrecScorer {
 mod tests {
     use super::*;
 
-    fn net(dropout: f64) -> Result<Net> {
+    fn net(behaviors: bool) -> Result<Net> {
         let cfg = SasrecConfig {
             dim: 8,
             window: 6,
-            dropout,
+            behaviors,
+            dropout: 0.0,
             ..Default::default()
         };
-        Net::new(5, cfg, 3, &Device::Cpu)
+        Net::new(5, 2, cfg, 3, &Device::Cpu)
+    }
+
+    fn events(items: &[u32], behavior: u8) -> Vec<HistoryEvent> {
+        let event = |&item| HistoryEvent { item, behavior };
+        items.iter().map(event).collect()
     }
 
     #[test]
     fn attention_is_causal_and_neighbours_change_nothing() -> Result<()> {
-        let net = net(0.0)?;
+        let net = net(false)?;
         let states = |s: &[&[u32]]| -> Result<Vec<Vec<f32>>> {
-            Ok(net.forward(s, None)?.0.to_vec2::<f32>()?)
+            let s: Vec<Vec<HistoryEvent>> = s.iter().map(|s| events(s, 0)).collect();
+            let s: Vec<&[HistoryEvent]> = s.iter().map(Vec::as_slice).collect();
+            Ok(net.forward(&s, None)?.0.to_vec2::<f32>()?)
         };
         let full = states(&[&[1, 2, 3]])?;
         // Another last item leaves the earlier states as they were.
@@ -349,10 +376,23 @@ mod tests {
     }
 
     #[test]
+    fn behaviours_are_told_apart_only_when_asked_to() -> Result<()> {
+        for told in [false, true] {
+            let net = net(told)?;
+            let state = |behavior| -> Result<Vec<Vec<f32>>> {
+                let events = events(&[1, 2], behavior);
+                Ok(net.forward(&[&events], None)?.0.to_vec2::<f32>()?)
+            };
+            assert_eq!(state(0)? != state(1)?, told);
+        }
+        Ok(())
+    }
+
+    #[test]
     fn every_variable_gets_a_gradient() -> Result<()> {
-        let net = net(0.0)?;
+        let net = net(true)?;
         let adam = Adam::new(&net.params, 1e-3, 0.0)?;
-        let sequences = vec![vec![0, 1, 2, 3, 4, 0, 2], vec![3, 1]];
+        let sequences = vec![events(&[0, 1, 2, 3, 4, 0, 2], 0), events(&[3, 1], 1)];
         let m = Sasrec {
             net,
             adam,

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Dataset, Split};
+use super::{Dataset, HistoryEvent, Split};
 use crate::error::{Error, Result};
 use crate::rng::{self, Purpose};
 
@@ -21,20 +21,17 @@ pub enum Windows {
 
 /// The training events of each user, oldest first (file order where the data has none), of users
 /// with at least `least` events in train, valid and test together and two in train.
-pub fn training_sequences(data: &Dataset, least: usize) -> Vec<Vec<u32>> {
+pub fn training_sequences(data: &Dataset, least: usize) -> Vec<Vec<HistoryEvent>> {
     (0..data.num_users() as u32)
         .filter(|&u| data.user_rows(u).len() >= least)
-        .map(|u| {
-            let events = data.history(u, Split::Valid);
-            events.iter().map(|e| e.item).collect::<Vec<u32>>()
-        })
+        .map(|u| data.history(u, Split::Valid))
         .filter(|s| s.len() >= 2)
         .collect()
 }
 
 /// Windows of at most `inputs + 1` events, newest first: all but the last event of a window are
 /// inputs, all but the first are to be predicted. Neighbours share one event.
-pub fn windows(sequence: &[u32], inputs: usize, which: Windows) -> Vec<&[u32]> {
+pub fn windows<E>(sequence: &[E], inputs: usize, which: Windows) -> Vec<&[E]> {
     let mut out = Vec::new();
     let mut end = sequence.len();
     while end >= 2 && inputs > 0 {
@@ -48,15 +45,15 @@ pub fn windows(sequence: &[u32], inputs: usize, which: Windows) -> Vec<&[u32]> {
 }
 
 /// The newest `inputs` events of a history: what a model with that window sees of it.
-pub fn newest(history: &[u32], inputs: usize) -> &[u32] {
+pub fn newest<E>(history: &[E], inputs: usize) -> &[E] {
     &history[history.len().saturating_sub(inputs)..]
 }
 
-/// Training sequences and how they are cut into windows.
+/// Training sequences, of events or of items alone, and how they are cut into windows.
 #[derive(Debug, Clone)]
-pub struct TrainingWindows {
+pub struct TrainingWindows<E = u32> {
     /// Training events of each user, oldest first.
-    pub sequences: Vec<Vec<u32>>,
+    pub sequences: Vec<Vec<E>>,
     /// Most input events of a window.
     pub inputs: usize,
     /// Which parts of long sequences are trained on.
@@ -66,7 +63,7 @@ pub struct TrainingWindows {
     pub shuffled: bool,
 }
 
-impl TrainingWindows {
+impl TrainingWindows<HistoryEvent> {
     /// The [`training_sequences`] of `data`, cut into windows; shuffled as `shuffle` says or, with `None`, where
     /// the data has no order.
     ///
@@ -93,8 +90,21 @@ impl TrainingWindows {
         })
     }
 
+    /// The same, of items alone.
+    pub fn of_items(self) -> TrainingWindows {
+        let items = |s: Vec<HistoryEvent>| s.into_iter().map(|e| e.item).collect();
+        TrainingWindows {
+            sequences: self.sequences.into_iter().map(items).collect(),
+            inputs: self.inputs,
+            which: self.which,
+            shuffled: self.shuffled,
+        }
+    }
+}
+
+impl<E: Clone> TrainingWindows<E> {
     /// The sequences as an epoch sees them.
-    pub fn of_epoch(&self, seed: u64, epoch: u64) -> Cow<'_, [Vec<u32>]> {
+    pub fn of_epoch(&self, seed: u64, epoch: u64) -> Cow<'_, [Vec<E>]> {
         if !self.shuffled {
             return Cow::Borrowed(&self.sequences);
         }
@@ -105,8 +115,8 @@ impl TrainingWindows {
     }
 
     /// The windows of all sequences.
-    pub fn cut<'a>(&self, sequences: &'a [Vec<u32>]) -> Vec<&'a [u32]> {
-        let windows = |s: &'a Vec<u32>| windows(s, self.inputs, self.which);
+    pub fn cut<'a>(&self, sequences: &'a [Vec<E>]) -> Vec<&'a [E]> {
+        let windows = |s: &'a Vec<E>| windows(s, self.inputs, self.which);
         sequences.iter().flat_map(windows).collect()
     }
 
@@ -114,7 +124,9 @@ impl TrainingWindows {
     pub fn number(&self) -> usize {
         self.cut(&self.sequences).len()
     }
+}
 
+impl TrainingWindows {
     /// How often each of `items` items occurs in the windows of an epoch, an event that two of them share
     /// once: the expected number where epochs draw an order.
     pub fn counts(&self, items: usize) -> Vec<f64> {
@@ -180,14 +192,15 @@ mod tests {
     #[test]
     fn published_splits_come_out() -> Result<()> {
         let long = one_user(20)?;
-        let train = training_sequences(&long, 5);
-        let last = windows(&train[0], 12, Windows::Last);
+        let items = |s: &[HistoryEvent]| s.iter().map(|e| e.item).collect::<Vec<u32>>();
+        let train = items(&training_sequences(&long, 5)[0]);
+        let last = windows(&train, 12, Windows::Last);
         assert_eq!(last, [(6..=18).collect::<Vec<u32>>()]);
         assert_eq!(query(&long, Split::Valid)?, (7..=19).collect::<Vec<u32>>());
         assert_eq!(query(&long, Split::Test)?, (8..=20).collect::<Vec<u32>>());
 
         let short = one_user(5)?;
-        assert_eq!(training_sequences(&short, 5), [[1, 2, 3]]);
+        assert_eq!(items(&training_sequences(&short, 5)[0]), [1, 2, 3]);
         assert_eq!(query(&short, Split::Valid)?, [1, 2, 3, 4]);
         assert_eq!(query(&short, Split::Test)?, [1, 2, 3, 4, 5]);
         assert!(training_sequences(&short, 6).is_empty());

@@ -211,7 +211,8 @@ impl Odmt {
             cfg.window,
             cfg.windows,
             cfg.shuffle_events,
-        )?;
+        )?
+        .of_items();
         let features = data
             .features
             .iter()

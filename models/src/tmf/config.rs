@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::answers::MatchRule;
+use crate::baseline::behavior_graph::behavior_weight;
 use crate::error::{Error, Result};
 use crate::llm::LoraConfig;
 
@@ -77,8 +78,8 @@ pub struct TmfConfig {
     pub keep_target: bool,
     /// Whether histories tell behaviours apart: prompts by a token of each, the mean of past items by a weight.
     pub behavior_tokens: bool,
-    /// Whether the entries of a shelf tell how well their item fits the history, by the product of their
-    /// vectors. Without, a language model has to find that out by itself.
+    /// Whether the entries of a shelf tell how well their item fits the history: their place by the product of
+    /// the vectors. Without, a language model has to find that out by itself.
     pub shelf_fits: bool,
     /// Share of shelves that are lettered, and answered by a letter.
     pub label_share: f64,
@@ -253,8 +254,7 @@ impl Default for TmfConfig {
 impl TmfConfig {
     /// Weight of a behaviour as something to predict.
     pub(super) fn behavior_weight(&self, name: &str, is_target: bool) -> f64 {
-        let usual = if is_target { 1.0 } else { 0.3 };
-        self.behavior_weights.get(name).copied().unwrap_or(usual)
+        behavior_weight(&self.behavior_weights, name, is_target)
     }
 
     /// Checks ranges.

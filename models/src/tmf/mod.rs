@@ -37,8 +37,8 @@
 //!
 //! # Shelves
 //!
-//! The rows of a shelf's entry are moved along a learnt direction by how well its item fits the history:
-//! `q·h`, in deviations from the shelf ([`TmfConfig::shelf_fits`]). What is published leaves finding that
+//! The rows of a shelf's entry are moved along a learnt direction by how well its item fits the history: one
+//! over its place by `q·h` ([`TmfConfig::shelf_fits`]). What is published leaves finding that
 //! out to the language model, which one of the size trained here does not: its answers stay at chance.
 
 pub mod answers;

@@ -382,8 +382,8 @@ impl Net {
         self.fit.is_some()
     }
 
-    /// How well each item of a shelf fits the history of the same place: the product of their vectors, in
-    /// deviations from the shelf's mean. `row` gives an item's row of `vectors`.
+    /// How well each item of a shelf fits the history of the same place: one over its place when the shelf is
+    /// ordered by the product of their vectors. `row` gives an item's row of `vectors`.
     pub(super) fn fits(
         queries: &Tensor,
         vectors: &Tensor,
@@ -397,13 +397,9 @@ impl Net {
             let rows: Vec<u32> = shelf.iter().map(|&item| row(item)).collect();
             let items = vectors.index_select(&index_tensor(&rows, vectors.device())?, 0)?;
             let fits = items.matmul(&queries.narrow(0, q, 1)?.t()?)?;
-            let mut fits = fits.flatten_all()?.to_vec1::<f32>()?;
-            let n = fits.len() as f32;
-            let mean = fits.iter().sum::<f32>() / n;
-            fits.iter_mut().for_each(|x| *x -= mean);
-            let deviation = (fits.iter().map(|x| x * x).sum::<f32>() / n).sqrt();
-            fits.iter_mut().for_each(|x| *x /= deviation.max(1e-6));
-            Ok(fits)
+            let fits = fits.flatten_all()?.to_vec1::<f32>()?;
+            let place = |fit: &f32| 1 + fits.iter().filter(|x| *x > fit).count();
+            Ok(fits.iter().map(|fit| 1.0 / place(fit) as f32).collect())
         };
         shelves.iter().enumerate().map(compare).collect()
     }

@@ -11,6 +11,7 @@ use super::net::{Net, Soft};
 use super::prompt::{Level, Prompt, Trie, groups};
 use crate::attention::Segments;
 use crate::data::HistoryEvent;
+use crate::data::sequence::newest;
 use crate::error::{Error, Result};
 use crate::eval::{EvalQuery, Scorer};
 use crate::graph::index_tensor;
@@ -332,10 +333,6 @@ impl TmfScorer {
             })
             .collect())
     }
-}
-
-fn newest(history: &[HistoryEvent], most: usize) -> &[HistoryEvent] {
-    &history[history.len().saturating_sub(most)..]
 }
 
 impl Scorer for TmfScorer {

@@ -19,7 +19,7 @@ enum ModeArg {
 /// Options of `train`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// popularity, ease, bpr, lightgcn, sasrec, diffmm, dprec, odmt or tmf.
+    /// popularity, ease, bpr, lightgcn, behavior-graph, sasrec, diffmm, dprec, odmt or tmf.
     #[arg(long)]
     model: String,
     /// Data set folder.
