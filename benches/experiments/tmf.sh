@@ -112,7 +112,7 @@ peers() {
   run "$n-popularity" train --model popularity --data "$d" "${common[@]}"
   run "$n-ease" train --model ease --data "$d" "${common[@]}" --set "lambda=[50.0,100.0,200.0,500.0]"
   run "$n-graph-1" train --model behavior-graph --data "$d" "${common[@]}" --seed 1 --set train.eval_every=5 \
-    --set train.patience=3 "${graph[@]}"
+    --set train.patience=3
   run "$n-sasrec-1" train --model sasrec --data "$d" "${common[@]}" --seed 1 "${sasrec[@]}"
   for s in $seeds; do
     run "$n-sasrec-behaviors-$s" train --model sasrec --data "$d" "${common[@]}" --seed "$s" "${sasrec[@]}" \
@@ -122,12 +122,12 @@ peers() {
   for peer in popularity ease graph-1 sasrec-1; do shelf "$n-$peer" "$d" 19; done
 }
 
-# model NAME FOLDER options…: TMF, scored in each of the ways, and its student.
+# model NAME FOLDER options…: TMF and its student.
 model() {
   local n=$1 d=$2 s; shift 2
   for s in $seeds; do
     run "$n-tmf-$s" train --model tmf --data "$d" --seed "$s" "${common[@]}" "$@"
-    shelf "$n-tmf-$s" "$d" 19 "${ways[@]}"
+    shelf "$n-tmf-$s" "$d" 19
     run "$n-student-$s" distill --teacher "$runs/$n-tmf-$s" --data "$d" --seed "$s" \
       --epochs 30 --set lesson_epochs=2 --set cuts=1 --set candidate_weight=0.5
     shelf "$n-student-$s" "$d" 19
@@ -135,30 +135,34 @@ model() {
   done
 }
 
+# words NAME FOLDER: a language model that reads titles only. It is given fewer epochs: they cost three times as much.
+words() {
+  run "$1-words-1" train --model tmf --data "$2" --seed 1 "${common[@]}" --epochs 4 --set curriculum=words
+  shelf "$1-words-1" "$2" 19
+}
+
 need() { : "${data:?set TERCET_DATA_DIR to the folder that holds the data sets}"; }
 
 ml100k() {
   need
   local d=$data/ml100k-mm
-  ways=(vector)
   model ml100k "$d" --epochs 16 --set candidates=20
   peers ml100k "$d"
-  # A language model that reads titles only, half as long: its histories cost three times as much.
-  run ml100k-words-1 train --model tmf --data "$d" --seed 1 --epochs 8 --set curriculum=words
-  shelf ml100k-words-1 "$d" 19 vector
+  words ml100k "$d"
 }
 
 steam() {
   need
-  common=(--target-behavior play) ways=(vector)
+  common=(--target-behavior play) sasrec=(--epochs 40)
   model steam "$data/steam-mb" --set candidates=20
   peers steam "$data/steam-mb"
+  words steam "$data/steam-mb"
 }
 
 # No titles: nothing to write.
 retailrocket() {
   need
-  common=(--target-behavior buy) ways=(vector) sasrec=(--set negatives=1000)
+  common=(--target-behavior buy) sasrec=(--set negatives=1000)
   model retailrocket "$data/retailrocket-mb" --set examples=8
   peers retailrocket "$data/retailrocket-mb"
 }
@@ -166,7 +170,7 @@ retailrocket() {
 parts=("$@")
 [ ${#parts[@]} -gt 0 ] || parts=(shop sparse answers ml100k steam retailrocket)
 for part in "${parts[@]}"; do
-  common=() ways=() graph=() sasrec=()
+  common=() sasrec=()
   "$part"
 done
 python3 "$here/tables.py" "$runs"

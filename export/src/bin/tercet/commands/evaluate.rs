@@ -93,9 +93,9 @@ struct ListLine<'a> {
     items: Vec<&'a str>,
 }
 
-fn write_lists(path: &Path, data: &Dataset, lists: &[RankedList]) -> Result<()> {
+fn write_lists(path: &Path, file: File, data: &Dataset, lists: &[RankedList]) -> Result<()> {
     let cannot = || format!("cannot write {}", path.display());
-    let mut out = BufWriter::new(File::create(path).with_context(cannot)?);
+    let mut out = BufWriter::new(file);
     let keys = |items: &[u32]| items.iter().map(|&i| data.items.key(i)).collect();
     for list in lists {
         let line = ListLine {
@@ -129,10 +129,21 @@ pub(crate) fn run(args: Args) -> Result<()> {
         return replay::run(bundle, &args.data, target, &options, args.json);
     }
     let started = Instant::now();
+    // Opened before anything is computed: a path that cannot be written must not cost an evaluation.
+    let file = match &args.lists {
+        Some(path) => {
+            let file = File::create(path);
+            Some((
+                path,
+                file.with_context(|| format!("cannot write {}", path.display()))?,
+            ))
+        }
+        None => None,
+    };
     let ranked = |scorer: &dyn Scorer, data: &Dataset| -> Result<EvalReport> {
         let (report, lists) = evaluate_with_lists(scorer, data, &protocol)?;
-        if let Some(path) = &args.lists {
-            write_lists(path, data, &lists)?;
+        if let Some((path, file)) = file {
+            write_lists(path, file, data, &lists)?;
         }
         Ok(report)
     };
