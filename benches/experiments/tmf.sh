@@ -135,7 +135,7 @@ model() {
   done
 }
 
-# words NAME FOLDER: a language model that reads titles only. It is given fewer epochs: they cost three times as much.
+# words NAME FOLDER: a language model that reads titles only. Fewer epochs: they cost more than twice as much.
 words() {
   run "$1-words-1" train --model tmf --data "$2" --seed 1 "${common[@]}" --epochs 4 --set curriculum=words
   shelf "$1-words-1" "$2" 19

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::answers::MatchRule;
-use crate::baseline::behavior_graph::behavior_weight;
+use crate::baseline::behavior_graph::{BehaviorGraphConfig, behavior_weight};
 use crate::error::{Error, Result};
 use crate::llm::LoraConfig;
 
@@ -215,9 +215,7 @@ impl Default for TmfConfig {
             graph_lr: 5e-3,
             graph_batch: 2048,
             graph_reg: 1e-4,
-            behavior_weights: [("view", 0.2), ("cart", 0.3), ("buy", 1.0)]
-                .map(|(k, v)| (k.to_owned(), v))
-                .into(),
+            behavior_weights: BehaviorGraphConfig::default().behavior_weights,
             transitions: true,
             window: 8,
             sequence_window: 20,

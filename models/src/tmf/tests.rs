@@ -327,7 +327,7 @@ fn fits_do_not_depend_on_groups() -> Result<()> {
             a.iter().zip(&b).all(|(a, b)| (a - b).abs() < 1e-3),
             "{a:?} {b:?}"
         );
-        assert!(a.iter().any(|x| x.abs() > 0.5));
+        assert!(a.iter().any(|x| *x < 1.0), "{a:?}");
     }
     Ok(())
 }
