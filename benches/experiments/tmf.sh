@@ -72,16 +72,16 @@ shop() {
 }
 
 # Ten times the items for twice the users: five events an item instead of thirty, from which the graph cannot
-# read what images and titles say.
+# read what images and titles say. A graph that has not met some users lacks the fewer events the more folds there are.
 sparse() {
   local sequences=1920
   [ -d "$runs/sparse-data" ] || "$tercet" data synth --out "$runs/sparse-data" --users 1200 --items 4800 --seed 17 --json >/dev/null
   run sparse-popularity train --model popularity --data "$runs/sparse-data"
-  ablation sparse full
-  ablation sparse no-image --modalities text
-  ablation sparse no-text --modalities image
+  ablation sparse full --set graph_folds=8
+  ablation sparse no-image --modalities text --set graph_folds=8
+  ablation sparse no-text --modalities image --set graph_folds=8
   ablation sparse no-graph --set graph=false
-  ablation sparse no-behaviours --set behavior_tokens=false
+  ablation sparse no-behaviours --set behavior_tokens=false --set graph_folds=8
 }
 
 # Written answers: sixty times as many prompts.
@@ -135,9 +135,11 @@ model() {
   done
 }
 
-# words NAME FOLDER: a language model that reads titles only. Fewer epochs: they cost more than twice as much.
+# words NAME FOLDER: a language model that reads titles only, and items known by their text alone. Fewer epochs: they
+# cost more than twice as much.
 words() {
-  run "$1-words-1" train --model tmf --data "$2" --seed 1 "${common[@]}" --epochs 4 --set curriculum=words
+  run "$1-words-1" train --model tmf --data "$2" --seed 1 "${common[@]}" --epochs 4 --set curriculum=words \
+    --modalities text_minilm --set graph=false
   shelf "$1-words-1" "$2" 19
 }
 

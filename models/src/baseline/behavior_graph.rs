@@ -201,10 +201,10 @@ impl Encoder {
 /// How often an item followed another within [`REACH`] events of a user, whatever the behaviours:
 /// the [`FOLLOWERS`] most frequent of each row, both directions joined, and each weight divided by
 /// the root of both nodes' sums.
-fn transitions(data: &Dataset) -> Result<SparseMatrix> {
+fn transitions(data: &Dataset, knows: impl Fn(u32) -> bool) -> Result<SparseMatrix> {
     let (users, items) = (data.num_users(), data.num_items());
     let mut counts: Vec<HashMap<u32, f32>> = vec![HashMap::new(); items];
-    for user in 0..users as u32 {
+    for user in (0..users as u32).filter(|&u| knows(u)) {
         let events: Vec<u32> = data
             .history(user, Split::Valid)
             .iter()
@@ -268,6 +268,17 @@ impl BehaviorGraph {
     /// # Errors
     /// A configuration out of range, or no training rows.
     pub fn new(data: &Dataset, cfg: BehaviorGraphConfig, seed: u64, dev: &Device) -> Result<Self> {
+        Self::of_users(data, cfg, |_| true, seed, dev)
+    }
+
+    /// [`Self::new`] over the rows of some users; all others are nodes without events.
+    pub(crate) fn of_users(
+        data: &Dataset,
+        cfg: BehaviorGraphConfig,
+        knows: impl Fn(u32) -> bool,
+        seed: u64,
+        dev: &Device,
+    ) -> Result<Self> {
         if cfg.dim == 0 || cfg.batch == 0 || !(cfg.lr.is_finite() && cfg.lr > 0.0) {
             return Err(Error::config("dim, batch and lr must be positive"));
         }
@@ -275,7 +286,9 @@ impl BehaviorGraph {
         let mut relations = Vec::new();
         let mut behaviors = Vec::new();
         for (b, name) in (0u8..).zip(&data.behaviors) {
-            let rows = data.rows(&[Split::Train], Some(b));
+            let all = data.rows(&[Split::Train], Some(b));
+            let of = |u: u32| if knows(u) { all.row(u) } else { &[] };
+            let rows = Csr::from_rows((0..users as u32).map(of));
             if rows.nnz() == 0 {
                 continue;
             }
@@ -288,7 +301,7 @@ impl BehaviorGraph {
             return Err(Error::config("a graph of behaviours needs training rows"));
         }
         if cfg.transitions && data.ordered {
-            relations.push(Relation::new(transitions(data)?, 1));
+            relations.push(Relation::new(transitions(data, knows)?, 1));
         }
         let encoder = Encoder::new(relations, cfg.dim, seed, dev)?;
         let adam = Adam::new(&encoder.params, cfg.lr, 0.0)?;
@@ -508,7 +521,7 @@ mod tests {
             events_per_user: 8,
             seed: 2,
         })?;
-        let m = transitions(&shop)?;
+        let m = transitions(&shop, |_| true)?;
         assert!(m.nnz() > 0);
         for (a, b, w) in m.entries() {
             assert!(a as usize >= shop.num_users() && a != b && w > 0.0 && w <= 1.0);

@@ -47,6 +47,9 @@ pub struct TmfConfig {
 
     /// Whether co-behaviour is a modality.
     pub graph: bool,
+    /// Groups of users, for each of which tuning has item vectors of a graph that has not met them; below 2
+    /// there is one graph, which knows the events that tuning predicts.
+    pub graph_folds: usize,
     /// Width of the graph encoder.
     pub graph_dim: usize,
     /// Its propagation layers.
@@ -106,6 +109,8 @@ pub struct TmfConfig {
     pub curriculum: Curriculum,
     /// Share of tuning in which the language model rests.
     pub fusion_first: f64,
+    /// Share of tuning in which all users are seen through the whole graph, before `graph_folds` begin.
+    pub whole_graph_first: f64,
     /// Weight of the vectors' loss beside the answers'.
     pub vector_weight: f64,
     /// Whether a history's vector begins with the mean of its items' vectors, to which the language
@@ -209,6 +214,7 @@ impl Default for TmfConfig {
             scope: Scope::Item,
             soft_tokens: SoftTokens::Pooled,
             graph: true,
+            graph_folds: 4,
             graph_dim: 64,
             graph_layers: 2,
             graph_epochs: 40,
@@ -236,6 +242,7 @@ impl Default for TmfConfig {
             clip: 1.0,
             curriculum: Curriculum::Levels,
             fusion_first: 0.05,
+            whole_graph_first: 0.25,
             vector_weight: 0.5,
             past_vectors: true,
             temperature: 0.07,
@@ -298,6 +305,7 @@ impl TmfConfig {
             ("modality_dropout", self.modality_dropout),
             ("label_share", self.label_share),
             ("fusion_first", self.fusion_first),
+            ("whole_graph_first", self.whole_graph_first),
         ];
         if let Some((name, _)) = shares.iter().find(|(_, x)| !(0.0..1.0).contains(x)) {
             return Err(Error::config(format!("{name} must be 0 to below 1")));

@@ -33,6 +33,19 @@ pub(super) struct Target {
     pub(super) weight: f32,
 }
 
+/// One of several groups of users.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Fold {
+    pub(super) number: usize,
+    pub(super) of: usize,
+}
+
+impl Fold {
+    pub(super) fn holds(self, user: u32) -> bool {
+        user as usize % self.of == self.number
+    }
+}
+
 /// Where examples come from: training rows alone.
 #[derive(Debug)]
 pub(super) struct Examples {
@@ -42,10 +55,22 @@ pub(super) struct Examples {
     /// (user, end) of what can be predicted without.
     ends: Vec<(u32, u32)>,
     ordered: bool,
-    items: usize,
+    /// Items with training rows, ascending: shelves and negatives are drawn from them. One that cannot be
+    /// right in training would only teach that what nobody has met is never right.
+    met: Vec<u32>,
     is_target: Vec<bool>,
     /// Weight of each behaviour as something to predict.
     weights: Vec<f32>,
+}
+
+/// One of the places, of a user of the fold: there is one, if [`Examples::fold`] gave the fold.
+fn drawn(places: &[(u32, u32)], fold: Option<Fold>, r: &mut Stream) -> (u32, u32) {
+    loop {
+        let (user, at) = places[rng::below(r, places.len())];
+        if fold.is_none_or(|f| f.holds(user)) {
+            return (user, at);
+        }
+    }
 }
 
 impl Examples {
@@ -75,6 +100,9 @@ impl Examples {
             ));
         }
         let asked = find(EARLIER);
+        let mut met: Vec<u32> = histories.iter().flatten().map(|e| e.item).collect();
+        met.sort_unstable();
+        met.dedup();
         Ok(Self {
             asked: if asked.is_empty() {
                 ends.clone()
@@ -84,7 +112,7 @@ impl Examples {
             ends,
             histories,
             ordered: data.ordered,
-            items: data.num_items(),
+            met,
             weights: data
                 .behaviors
                 .iter()
@@ -107,10 +135,27 @@ impl Examples {
         others
     }
 
-    /// The n-th example of an epoch.
-    pub(super) fn draw(&self, cfg: &TmfConfig, seed: u64, epoch: u64, n: u64) -> Example {
+    /// A fold with something to predict, as often as it has some.
+    pub(super) fn fold(&self, of: usize, with_shelf: bool, r: &mut Stream) -> Fold {
+        let from = if with_shelf { &self.asked } else { &self.ends };
+        let (user, _) = from[rng::below(r, from.len())];
+        Fold {
+            number: user as usize % of,
+            of,
+        }
+    }
+
+    /// The n-th example of an epoch, of a user of the fold.
+    pub(super) fn draw(
+        &self,
+        cfg: &TmfConfig,
+        seed: u64,
+        epoch: u64,
+        n: u64,
+        fold: Option<Fold>,
+    ) -> Example {
         let mut r = rng::stream(seed, Purpose::History, &[epoch, n, 1]);
-        let (user, at) = self.asked[rng::below(&mut r, self.asked.len())];
+        let (user, at) = drawn(&self.asked, fold, &mut r);
         let target = self.histories[user as usize][at as usize].item;
         let mut history = self.before(user, at, &mut r);
         if !cfg.keep_target {
@@ -123,12 +168,10 @@ impl Examples {
         taken.sort_unstable();
         taken.dedup();
         let mut shelf = vec![target];
-        while shelf.len()
-            < cfg
-                .candidates
-                .min(self.items.saturating_sub(taken.len()) + 1)
-        {
-            let item = rng::below(&mut c, self.items) as u32;
+        // What is taken is in training rows too.
+        let others = self.met.len() - taken.len();
+        while shelf.len() < cfg.candidates.min(others + 1) {
+            let item = self.met[rng::below(&mut c, self.met.len())];
             if taken.binary_search(&item).is_err() && !shelf.contains(&item) {
                 shelf.push(item);
             }
@@ -141,7 +184,7 @@ impl Examples {
         }
     }
 
-    /// The n-th sequence of an epoch. `last_only` predicts the last event alone, for encoders in
+    /// The n-th sequence of an epoch, of a user of the fold. `last_only` predicts the last event alone, for encoders in
     /// which an event sees later ones.
     pub(super) fn sequence(
         &self,
@@ -149,10 +192,11 @@ impl Examples {
         seed: u64,
         epoch: u64,
         n: u64,
+        fold: Option<Fold>,
         last_only: bool,
     ) -> Sequence {
         let mut r = rng::stream(seed, Purpose::History, &[epoch, n, 2]);
-        let (user, at) = self.ends[rng::below(&mut r, self.ends.len())];
+        let (user, at) = drawn(&self.ends, fold, &mut r);
         let last = self.histories[user as usize][at as usize];
         let mut events = self.before(user, at, &mut r);
         let cut = events.len().saturating_sub(cfg.sequence_window);
@@ -176,20 +220,21 @@ impl Examples {
         Sequence { events, targets }
     }
 
-    /// Uniform distinct items, ascending; all of them where there are not more.
+    /// Uniform distinct items with training rows, ascending; all of them where there are not more.
     pub(super) fn negatives(&self, most: usize, seed: u64, epoch: u64, step: u64) -> Vec<u32> {
-        if self.items <= most {
-            return (0..self.items as u32).collect();
+        if self.met.len() <= most {
+            return self.met.clone();
         }
         let mut r = rng::stream(seed, Purpose::Negatives, &[epoch, step]);
         let mut chosen = std::collections::BTreeSet::new();
         while chosen.len() < most {
-            chosen.insert(rng::below(&mut r, self.items) as u32);
+            chosen.insert(self.met[rng::below(&mut r, self.met.len())]);
         }
         chosen.into_iter().collect()
     }
 
-    pub(super) fn items(&self) -> usize {
-        self.items
+    /// How many items have training rows.
+    pub(super) fn met(&self) -> usize {
+        self.met.len()
     }
 }

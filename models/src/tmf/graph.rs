@@ -3,10 +3,16 @@
 //!
 //! That embeddings of an item-behaviour graph are an input is published; their encoder,
 //! [`BehaviorGraph`], is inferred from what the paper builds on.
+//!
+//! A graph of all training rows knows what tuning asks for: in it an item of few events stands where its
+//! buyers stand, and who learns from those very buyers learns to trust that. So tuning sees users through
+//! graphs that have not met them ([`TmfConfig::graph_folds`], ours), turned into the space of the whole one,
+//! which is what counts afterwards.
 
 use candle_core::{DType, Device, Tensor};
 
 use super::config::TmfConfig;
+use super::examples::Fold;
 use crate::baseline::behavior_graph::{BehaviorGraph, BehaviorGraphConfig};
 use crate::data::{Dataset, Split};
 use crate::error::Result;
@@ -19,13 +25,25 @@ use crate::train::{Monitor, factors};
 const LOOK_EVERY: usize = 5;
 const PATIENCE: usize = 2;
 
+/// Steps towards the nearest rotation: each at least halves the logarithm's distance, and 60 bring a direction of
+/// 1e-9 of the largest there.
+const ROTATION_STEPS: usize = 60;
+
 /// What co-behaviour says about items.
+#[derive(Debug, Clone)]
 pub(super) struct CoBehavior {
-    /// `[N, d]`, standardised, zero for items without any.
+    /// `[N, d]`, zero for items without any; columns of the whole graph's are standardised.
     pub(super) vectors: Tensor,
     /// Items that have any.
     pub(super) present: Vec<bool>,
-    /// recall@20 of the encoder's own scores on validation rows.
+}
+
+/// What stage 0 gives.
+pub(super) struct Encoded {
+    pub(super) whole: CoBehavior,
+    /// Without the users of a fold each.
+    pub(super) folds: Vec<CoBehavior>,
+    /// recall@20 of the whole encoder's own scores on validation rows.
     pub(super) recall: Option<f64>,
 }
 
@@ -39,18 +57,13 @@ pub(super) fn encode(
     seed: u64,
     dev: &Device,
     monitor: &mut Monitor<'_>,
-) -> Result<CoBehavior> {
-    let items = data.num_items();
-    let mut present = vec![false; items];
-    let rows = data.rows(&[Split::Train], None);
-    rows.indices
-        .iter()
-        .for_each(|&i| present[i as usize] = true);
-    if rows.nnz() == 0 {
-        let vectors = Tensor::zeros((items, cfg.graph_dim), DType::F32, dev)?;
-        return Ok(CoBehavior {
-            vectors,
-            present,
+) -> Result<Encoded> {
+    let present = met(data, |_| true);
+    if !present.contains(&true) {
+        let vectors = Tensor::zeros((data.num_items(), cfg.graph_dim), DType::F32, dev)?;
+        return Ok(Encoded {
+            whole: CoBehavior { vectors, present },
+            folds: Vec::new(),
             recall: None,
         });
     }
@@ -63,8 +76,8 @@ pub(super) fn encode(
         behavior_weights: cfg.behavior_weights.clone(),
         transitions: cfg.transitions,
     };
-    let mut graph = BehaviorGraph::new(data, of_graph, seed, dev)?;
-    let mut best: Option<(f64, Tensor)> = None;
+    let mut graph = BehaviorGraph::new(data, of_graph.clone(), seed, dev)?;
+    let mut best: Option<(f64, usize, Tensor)> = None;
     let mut waited = 0;
     for epoch in 0..cfg.graph_epochs {
         graph.learn(epoch as u64, || monitor.check())?;
@@ -73,8 +86,8 @@ pub(super) fn encode(
             let scores = Factors::new(&factors(&users, &items)?)?;
             let report = evaluate(&scores, data, &EvalProtocol::valid())?;
             let value = report.metric("recall@20").unwrap_or(0.0);
-            if best.as_ref().is_none_or(|(b, _)| value > *b) {
-                best = Some((value, items));
+            if best.as_ref().is_none_or(|(b, ..)| value > *b) {
+                best = Some((value, epoch + 1, items));
                 waited = 0;
             } else {
                 waited += 1;
@@ -84,30 +97,174 @@ pub(super) fn encode(
             }
         }
     }
-    let (recall, vectors) = match best {
-        Some((value, items)) => (Some(value), items),
-        None => (None, graph.vectors()?.1),
+    let (recall, epochs, vectors) = match best {
+        Some((value, epochs, items)) => (Some(value), epochs, items),
+        None => (None, 0, graph.vectors()?.1),
     };
-    Ok(CoBehavior {
-        vectors: standardised(&vectors, &present)?,
-        present,
+    let whole = centred(&vectors, &present)?;
+    let deviation = deviation(&whole, &present)?;
+    let mut folds = Vec::new();
+    for number in 0..cfg.graph_folds {
+        if cfg.graph_folds < 2 {
+            break;
+        }
+        let of = cfg.graph_folds;
+        let fold = Fold { number, of };
+        let knows = |user| !fold.holds(user);
+        let present = met(data, knows);
+        if !present.contains(&true) {
+            let vectors = whole.zeros_like()?;
+            folds.push(CoBehavior { vectors, present });
+            continue;
+        }
+        let mut graph = BehaviorGraph::of_users(data, of_graph.clone(), knows, seed, dev)?;
+        for epoch in 0..epochs {
+            graph.learn(epoch as u64, || monitor.check())?;
+        }
+        let common = whole.broadcast_mul(&column(&present, dev)?)?;
+        let own = turned(&centred(&graph.vectors()?.1, &present)?, &common)?;
+        let vectors = own.broadcast_div(&deviation)?;
+        folds.push(CoBehavior { vectors, present });
+    }
+    let vectors = whole.broadcast_div(&deviation)?;
+    Ok(Encoded {
+        whole: CoBehavior { vectors, present },
+        folds,
         recall,
     })
 }
 
-/// Columns of mean zero and unit deviation over the items that have any; zero rows for the others.
-fn standardised(vectors: &Tensor, warm: &[bool]) -> Result<Tensor> {
+/// Items in training rows of some users.
+fn met(data: &Dataset, knows: impl Fn(u32) -> bool) -> Vec<bool> {
+    let mut present = vec![false; data.num_items()];
+    let rows = data.rows(&[Split::Train], None);
+    for user in (0..rows.rows() as u32).filter(|&u| knows(u)) {
+        for &item in rows.row(user) {
+            present[item as usize] = true;
+        }
+    }
+    present
+}
+
+/// 1 for items that are there, `[N, 1]`.
+fn column(present: &[bool], dev: &Device) -> Result<Tensor> {
+    let has: Vec<f32> = present.iter().map(|p| f32::from(u8::from(*p))).collect();
+    Ok(Tensor::from_vec(has, (present.len(), 1), dev)?)
+}
+
+/// Columns of mean zero over the items that are there; zero rows for the others.
+fn centred(vectors: &Tensor, present: &[bool]) -> Result<Tensor> {
     let dev = vectors.device();
-    let ids: Vec<u32> = (0..warm.len() as u32)
-        .filter(|&i| warm[i as usize])
+    let ids: Vec<u32> = (0u32..)
+        .zip(present)
+        .filter(|p| *p.1)
+        .map(|p| p.0)
         .collect();
     let known = vectors.index_select(&index_tensor(&ids, dev)?, 0)?;
-    let mean = known.mean_keepdim(0)?;
-    let std = known.broadcast_sub(&mean)?.sqr()?.mean_keepdim(0)?.sqrt()?;
-    let has: Vec<f32> = warm.iter().map(|w| f32::from(u8::from(*w))).collect();
-    let has = Tensor::from_vec(has, (warm.len(), 1), dev)?;
-    let y = vectors
-        .broadcast_sub(&mean)?
-        .broadcast_div(&(std + 1e-6)?)?;
-    Ok(y.broadcast_mul(&has)?)
+    let y = vectors.broadcast_sub(&known.mean_keepdim(0)?)?;
+    Ok(y.broadcast_mul(&column(present, dev)?)?)
+}
+
+/// Root mean square of each column over the items that are there, `[1, d]`.
+fn deviation(centred: &Tensor, present: &[bool]) -> Result<Tensor> {
+    let n = present.iter().filter(|p| **p).count().max(1);
+    Ok(((centred.sqr()?.sum_keepdim(0)? / n as f64)?.sqrt()? + 1e-6)?)
+}
+
+/// Rows turned and stretched as a whole so that they lie nearest to others (orthogonal Procrustes,
+/// Schönemann 1966), `[N, d]` both. The rotation is the orthogonal factor of `AᵀB`, by Newton's iteration
+/// without inverses (Björck and Bowie 1971). Rows of zeros count for nothing.
+fn turned(rows: &Tensor, onto: &Tensor) -> Result<Tensor> {
+    let both = rows.t()?.matmul(onto)?;
+    let size = |t: &Tensor| -> Result<f64> {
+        Ok(f64::from(t.sqr()?.sum_all()?.to_scalar::<f32>()?).sqrt())
+    };
+    let (norm, length) = (size(&both)?, size(rows)?);
+    if norm == 0.0 || length == 0.0 {
+        return Ok(rows.clone());
+    }
+    let mut turn = (both / norm)?;
+    for _ in 0..ROTATION_STEPS {
+        let cubed = turn.matmul(&turn.t()?.matmul(&turn)?)?;
+        turn = ((turn * 1.5)? - (cubed * 0.5)?)?;
+    }
+    Ok((rows.matmul(&turn)? * (size(onto)? / length))?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::synthetic::{SyntheticConfig, generate};
+    use crate::rng::{self, Purpose};
+
+    const DEV: Device = Device::Cpu;
+
+    /// A rotation and a stretch are undone; a mirror too, and rows that only the other side has do not matter.
+    #[test]
+    fn turning_undoes_rotations() -> Result<()> {
+        let mut r = rng::stream(3, Purpose::Init, &[]);
+        let rows = rng::normal(&mut r, (30, 3), 1.0, &DEV)?;
+        let (s, c) = 0.8f32.sin_cos();
+        for last in [1f32, -1.0] {
+            let turn = Tensor::new(&[[c, s, 0.], [-s, c, 0.], [0., 0., last]], &DEV)?;
+            let onto = (rows.matmul(&turn)? * 2.5)?;
+            let miss = (turned(&rows, &onto)? - &onto)?.abs()?.max_all()?;
+            assert!(miss.to_scalar::<f32>()? < 1e-3, "{miss}");
+        }
+        let nothing = rows.zeros_like()?;
+        let same = (turned(&rows, &nothing)? - &rows)?.abs()?.max_all()?;
+        assert_eq!(same.to_scalar::<f32>()?, 0.0);
+        Ok(())
+    }
+
+    /// A fold's graph is as if its users had never been, and lies in the space of the whole.
+    #[test]
+    fn folds_have_not_met_their_users() -> Result<()> {
+        let data = generate(&SyntheticConfig {
+            users: 60,
+            items: 100,
+            events_per_user: 8,
+            seed: 4,
+        })?;
+        let cfg = TmfConfig {
+            graph_dim: 8,
+            graph_epochs: 5,
+            graph_folds: 3,
+            ..TmfConfig::default()
+        };
+        let co = encode(&data, &cfg, 1, &DEV, &mut Monitor::silent())?;
+        assert_eq!(co.folds.len(), 3);
+        let rows = data.rows(&[Split::Train], None);
+        for (number, fold) in co.folds.iter().enumerate() {
+            let mut others = vec![false; data.num_items()];
+            for user in (0..rows.rows()).filter(|u| u % 3 != number) {
+                for &item in rows.row(user as u32) {
+                    others[item as usize] = true;
+                }
+            }
+            assert_eq!(fold.present, others);
+            assert_ne!(
+                fold.present, co.whole.present,
+                "some items have one fold's users alone"
+            );
+            let (own, whole) = (
+                fold.vectors.to_vec2::<f32>()?,
+                co.whole.vectors.to_vec2::<f32>()?,
+            );
+            let mut cosine = 0.0;
+            for (a, b) in own.iter().zip(&whole) {
+                let dot = |x: &[f32], y: &[f32]| x.iter().zip(y).map(|(x, y)| x * y).sum::<f32>();
+                cosine += dot(a, b) / (dot(a, a) * dot(b, b)).sqrt().max(1e-6);
+            }
+            let there = others.iter().filter(|p| **p).count() as f32;
+            assert!(cosine / there > 0.5, "{}", cosine / there);
+        }
+        let one = TmfConfig {
+            graph_folds: 1,
+            ..cfg
+        };
+        let co = encode(&data, &one, 1, &DEV, &mut Monitor::silent())?;
+        assert!(co.folds.is_empty());
+        Ok(())
+    }
 }

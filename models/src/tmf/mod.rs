@@ -54,7 +54,8 @@ use candle_core::{Device, Tensor};
 
 use config::Curriculum;
 pub use config::TmfConfig;
-use examples::{Example, Examples, Sequence};
+use examples::{Example, Examples, Fold, Sequence};
+use graph::CoBehavior;
 use net::{Batch, Net};
 use prompt::{Level, Prompt, Symbol, curriculum, groups};
 pub use scorer::TmfScorer;
@@ -86,6 +87,8 @@ pub struct Tmf<'a> {
     adam: Adam,
     llm_adam: Adam,
     examples: Examples,
+    /// Co-behaviour without the users of a fold each.
+    folds: Vec<CoBehavior>,
     seed: u64,
     /// Epochs of the whole run: the curriculum spans those after the first.
     epochs: u64,
@@ -142,6 +145,7 @@ impl<'a> Tmf<'a> {
             adam: Adam::new(&net.params, lr, decay)?,
             llm_adam: Adam::new(&net.llm_params, lr, 0.0)?,
             examples: Examples::new(data, &net.cfg)?,
+            folds: Vec::new(),
             data,
             net,
             seed,
@@ -242,12 +246,13 @@ impl<'a> Tmf<'a> {
         &self,
         epoch: u64,
         numbers: std::ops::Range<u64>,
+        fold: Option<Fold>,
         level: Level,
     ) -> Result<Vec<Vec<Question>>> {
         let cfg = &self.net.cfg;
         let mut groups: Vec<Vec<Question>> = Vec::new();
         let mut tokens = usize::MAX;
-        let draw = |n| self.examples.draw(cfg, self.seed, epoch, n);
+        let draw = |n| self.examples.draw(cfg, self.seed, epoch, n, fold);
         let examples: Vec<Example> = numbers.clone().map(draw).collect();
         let fits = match level != Level::Words && self.net.tells_fits() {
             true => self.fits(&examples)?,
@@ -349,7 +354,7 @@ impl<'a> Tmf<'a> {
             .vectors
             .index_select(&index_tensor(&rows, &self.dev)?, 0)?;
         let mut scores = (queries.matmul(&items.t()?)? / self.net.cfg.temperature)?;
-        let all = self.examples.items();
+        let all = self.examples.met();
         if drawn < all {
             let raise = (all as f32 / drawn as f32).ln();
             let mut raised = vec![raise; drawn];
@@ -499,7 +504,8 @@ impl<'a> Tmf<'a> {
         if self.net.cfg.graph {
             let cfg = &self.net.cfg;
             let co = graph::encode(self.data, cfg, self.seed, &self.dev, monitor)?;
-            self.net.set_graph(&co.vectors, co.present);
+            self.net.set_graph(&co.whole);
+            self.folds = co.folds;
             recall = co.recall.map(|r| ("graph_recall@20", r));
         }
         let mut means = Means::default();
@@ -508,7 +514,7 @@ impl<'a> Tmf<'a> {
         let shown = self.steps_per_epoch();
         for step in 0..steps {
             let mut noise = rng::stream(self.seed, Purpose::Dropout, &[0, step]);
-            let groups = self.questions(0, step * size..(step + 1) * size, Level::Words)?;
+            let groups = self.questions(0, step * size..(step + 1) * size, None, Level::Words)?;
             let mut grads = TensorMap::new();
             for group in groups {
                 let share = group.len() as f64 / size as f64;
@@ -529,8 +535,25 @@ impl<'a> Tmf<'a> {
         Ok(report)
     }
 
+    /// Lets a step see its users as test rows' are seen: by a graph that has not met what is to be predicted.
+    fn hide(&mut self, with_shelf: bool, order: &mut Stream) -> Option<Fold> {
+        let of = self.folds.len();
+        let fold = (of > 0).then(|| self.examples.fold(of, with_shelf, order))?;
+        self.net.set_graph(&self.folds[fold.number]);
+        Some(fold)
+    }
+
     /// An epoch of stage 2.
     fn tune(&mut self, epoch: u64, monitor: &mut Monitor<'_>) -> Result<Means> {
+        let whole = self.net.graph();
+        let means = self.tune_by_folds(epoch, monitor);
+        if let Some(whole) = &whole {
+            self.net.set_graph(whole);
+        }
+        means
+    }
+
+    fn tune_by_folds(&mut self, epoch: u64, monitor: &mut Monitor<'_>) -> Result<Means> {
         let cfg = self.net.cfg.clone();
         let asked = cfg.examples.div_ceil(cfg.batch);
         let followed = cfg.sequences.div_ceil(cfg.sequence_batch);
@@ -550,11 +573,15 @@ impl<'a> Tmf<'a> {
                 .examples
                 .negatives(cfg.negatives, self.seed, epoch, step);
             let mut grads = TensorMap::new();
+            let fold = match place < cfg.whole_graph_first {
+                true => None,
+                false => self.hide(with_shelf, &mut order),
+            };
             if with_shelf {
                 let level = self.level(place, &mut order);
                 let numbers = question..question + cfg.batch as u64;
                 question = numbers.end;
-                for group in self.questions(epoch, numbers, level)? {
+                for group in self.questions(epoch, numbers, fold, level)? {
                     let share = group.len() as f64 / cfg.batch as f64;
                     let part =
                         self.ask(&group, level, share, &negatives, &mut noise, &mut means)?;
@@ -563,9 +590,11 @@ impl<'a> Tmf<'a> {
             } else {
                 let numbers = sequence..sequence + cfg.sequence_batch as u64;
                 sequence = numbers.end;
-                let sequences: Vec<Sequence> = numbers
-                    .map(|n| self.examples.sequence(&cfg, self.seed, epoch, n, last_only))
-                    .collect();
+                let draw = |n| {
+                    let (examples, seed) = (&self.examples, self.seed);
+                    examples.sequence(&cfg, seed, epoch, n, fold, last_only)
+                };
+                let sequences: Vec<Sequence> = numbers.map(draw).collect();
                 grads = self.follow(&sequences, &negatives, &mut noise, &mut means)?;
             }
             self.update(grads, place, place >= cfg.fusion_first)?;
@@ -575,14 +604,8 @@ impl<'a> Tmf<'a> {
     }
 
     fn graph_state(&self, out: &mut TensorMap) -> Result<()> {
-        if let Some(last) = self.net.modalities.last().filter(|_| self.net.cfg.graph) {
-            let present: Vec<u8> = last.present.iter().map(|&p| u8::from(p)).collect();
-            let n = present.len();
-            out.insert("graph.values".into(), last.values.copy()?);
-            out.insert(
-                "graph.present".into(),
-                Tensor::from_vec(present, n, &Device::Cpu)?,
-            );
+        if let Some(whole) = self.net.graph() {
+            put_graph(out, "graph", &whole)?;
         }
         let scale = Tensor::from_vec(vec![self.net.scale], 1, &Device::Cpu)?;
         out.insert("soft_token_scale".into(), scale);
@@ -598,18 +621,40 @@ fn tensor<'t>(tensors: &'t TensorMap, name: &str) -> Result<&'t Tensor> {
     })
 }
 
+fn put_graph(out: &mut TensorMap, name: &str, graph: &CoBehavior) -> Result<()> {
+    let present: Vec<u8> = graph.present.iter().map(|&p| u8::from(p)).collect();
+    let n = present.len();
+    out.insert(format!("{name}.values"), graph.vectors.copy()?);
+    let present = Tensor::from_vec(present, n, &Device::Cpu)?;
+    out.insert(format!("{name}.present"), present);
+    Ok(())
+}
+
+/// What [`put_graph`] gave, of as many items as the net has.
+fn graph_of(tensors: &TensorMap, name: &str, net: &Net) -> Result<CoBehavior> {
+    let vectors = tensor(tensors, &format!("{name}.values"))?;
+    let present = tensor(tensors, &format!("{name}.present"))?.to_vec1::<u8>()?;
+    let fits = net.modalities.last().map(|m| m.values.dims()) == Some(vectors.dims());
+    if !fits || vectors.dims().first() != Some(&present.len()) {
+        return Err(Error::config(
+            "the run's co-behaviour is of another catalogue; give the data it was trained on",
+        ));
+    }
+    Ok(CoBehavior {
+        vectors: vectors.clone(),
+        present: present.iter().map(|&p| p != 0).collect(),
+    })
+}
+
+fn fold_name(number: usize) -> String {
+    format!("graph.fold{number}")
+}
+
 /// What [`Tmf::graph_state`] gave.
 fn restore_graph(net: &mut Net, tensors: &TensorMap) -> Result<()> {
     if net.cfg.graph {
-        let values = tensor(tensors, "graph.values")?;
-        let present = tensor(tensors, "graph.present")?.to_vec1::<u8>()?;
-        let fits = net.modalities.last().map(|m| m.values.dims()) == Some(values.dims());
-        if !fits || values.dims().first() != Some(&present.len()) {
-            return Err(Error::config(
-                "the run's co-behaviour is of another catalogue; give the data it was trained on",
-            ));
-        }
-        net.set_graph(values, present.iter().map(|&p| p != 0).collect());
+        let whole = graph_of(tensors, "graph", net)?;
+        net.set_graph(&whole);
     }
     let scale = tensor(tensors, "soft_token_scale")?.to_vec1::<f64>()?;
     net.scale = scale.first().copied().unwrap_or(1.0);
@@ -666,6 +711,9 @@ impl Learner for Tmf<'_> {
             out.insert(format!("language.{name}"), t);
         }
         self.graph_state(&mut out)?;
+        for (number, fold) in self.folds.iter().enumerate() {
+            put_graph(&mut out, &fold_name(number), fold)?;
+        }
         Ok(out)
     }
 
@@ -676,7 +724,13 @@ impl Learner for Tmf<'_> {
             .filter_map(|(k, t)| Some((k.strip_prefix("language.")?.to_owned(), t.clone())))
             .collect();
         restore_training(&self.net.llm_params, &mut self.llm_adam, &language)?;
-        restore_graph(&mut self.net, from)
+        restore_graph(&mut self.net, from)?;
+        self.folds = (0..)
+            .map(fold_name)
+            .take_while(|name| from.contains_key(&format!("{name}.values")))
+            .map(|name| graph_of(from, &name, &self.net))
+            .collect::<Result<_>>()?;
+        Ok(())
     }
 }
 

@@ -6,6 +6,7 @@ use candle_core::{D, Device, Tensor};
 
 use super::config::{Curriculum, Scope, SoftTokens, TmfConfig};
 use super::fusion::{Fused, Fusion, Modality, modalities};
+use super::graph::CoBehavior;
 use super::prompt::{Phrases, Prompt, Symbol, titles, wording};
 use crate::attention::Segments;
 use crate::data::{Dataset, HistoryEvent};
@@ -196,11 +197,20 @@ impl Net {
         self.params.set("behaviors", &Tensor::cat(&rows, 0)?)
     }
 
-    /// Co-behaviour of the items.
-    pub(super) fn set_graph(&mut self, values: &Tensor, present: Vec<bool>) {
+    /// Co-behaviour of the items, where it is a modality.
+    pub(super) fn graph(&self) -> Option<CoBehavior> {
+        let last = self.modalities.last().filter(|_| self.cfg.graph)?;
+        Some(CoBehavior {
+            vectors: last.values.clone(),
+            present: last.present.clone(),
+        })
+    }
+
+    /// Sets what [`Self::graph`] gives.
+    pub(super) fn set_graph(&mut self, graph: &CoBehavior) {
         if let Some(last) = self.modalities.last_mut().filter(|_| self.cfg.graph) {
-            last.values = values.detach();
-            last.present = present;
+            last.values = graph.vectors.clone();
+            last.present.clone_from(&graph.present);
         }
     }
 

@@ -92,7 +92,7 @@ fn every_variable_gets_a_gradient() -> Result<()> {
         let mut means = Means::default();
         let mut grads = TensorMap::new();
         for level in [Level::Words, Level::Both, Level::Tokens] {
-            for group in model.questions(1, 0..3, level)? {
+            for group in model.questions(1, 0..3, None, level)? {
                 let part = model.ask(&group, level, 1.0, &negatives, &mut noise, &mut means)?;
                 add_gradients(&mut grads, part)?;
             }
@@ -102,7 +102,10 @@ fn every_variable_gets_a_gradient() -> Result<()> {
             assert!(grads.contains_key(name), "{name} has no gradient");
         }
 
-        let question = model.questions(1, 0..1, Level::Tokens)?.remove(0).remove(0);
+        let question = model
+            .questions(1, 0..1, None, Level::Tokens)?
+            .remove(0)
+            .remove(0);
         let history = question.example.history.clone();
         let mut batch = model
             .net
@@ -317,7 +320,7 @@ fn settings_out_of_range_are_refused() {
 fn fits_do_not_depend_on_groups() -> Result<()> {
     let data = shop()?;
     let mut m = trained(&data, small())?;
-    let draw = |n| m.examples.draw(&m.net.cfg, 1, 2, n);
+    let draw = |n| m.examples.draw(&m.net.cfg, 1, 2, n, None);
     let examples: Vec<Example> = (0..5).map(draw).collect();
     let together = m.fits(&examples)?;
     m.net.cfg.tokens_at_once = 1;
@@ -339,5 +342,64 @@ fn fits_compare_the_items_of_a_shelf() -> Result<()> {
     let vectors = Tensor::new(&[[1f32, 5.0], [3.0, 5.0], [5.0, 5.0]], &DEV)?;
     let fits = Net::fits(&queries, &vectors, &[vec![2, 0], vec![0, 1, 2]], |i| i)?;
     assert_eq!(fits, [vec![1.0, 0.5], vec![1.0; 3]]);
+    Ok(())
+}
+
+/// What nobody has met is never wrong in training, since it cannot be right.
+#[test]
+fn negatives_and_shelves_have_training_rows() -> Result<()> {
+    let data = shop()?;
+    let examples = Examples::new(&data, &small())?;
+    let rows = data.rows(&[Split::Train], None);
+    let met: std::collections::HashSet<u32> = rows.indices.iter().copied().collect();
+    assert!(met.len() < data.num_items(), "some items are new");
+    assert_eq!(examples.met(), met.len());
+    assert_eq!(examples.negatives(1000, 1, 1, 0).len(), met.len());
+    let few = examples.negatives(10, 1, 1, 0);
+    assert!(few.len() == 10 && few.iter().all(|i| met.contains(i)));
+    for n in 0..20 {
+        let e = examples.draw(&small(), 1, 1, n, None);
+        assert!(e.shelf.len() == 4 && e.shelf.iter().all(|i| met.contains(i)));
+    }
+    Ok(())
+}
+
+/// Whoever a step learns from is of the fold that its graph has not met; afterwards the whole graph is back.
+#[test]
+fn steps_see_users_through_a_graph_that_has_not_met_them() -> Result<()> {
+    let data = shop()?;
+    let cfg = TmfConfig {
+        graph_folds: 3,
+        ..small()
+    };
+    let mut model = trained(&data, cfg)?;
+    let whole = model.net.graph().expect("a graph");
+    assert_eq!(model.folds.len(), 3);
+    let mut order = rng::stream(5, Purpose::Shuffle, &[]);
+    let mut seen = [false; 3];
+    for n in 0..12 {
+        let fold = model.hide(n % 2 == 0, &mut order).expect("folds");
+        seen[fold.number] = true;
+        let now = model.net.graph().expect("a graph");
+        assert_eq!(now.present, model.folds[fold.number].present);
+        let cfg = &model.net.cfg;
+        let s = model.examples.sequence(cfg, 1, 1, n, Some(fold), false);
+        let is_of = |u: u32| {
+            let past = data.history(u, Split::Valid);
+            past.windows(s.events.len()).any(|w| w == s.events)
+        };
+        assert!((0..60).filter(|&u| fold.holds(u)).any(is_of));
+    }
+    assert_eq!(seen, [true; 3]);
+    let mut again = Tmf::new(&data, model.net.cfg.clone(), 3, 1, &DEV)?;
+    again.import_state(&model.export_state()?)?;
+    assert_eq!(again.folds.len(), 3);
+    for (a, b) in again.folds.iter().zip(&model.folds) {
+        assert_eq!(a.present, b.present);
+        assert_eq!(a.vectors.to_vec2::<f32>()?, b.vectors.to_vec2::<f32>()?);
+    }
+    model.net.set_graph(&whole);
+    model.train_epoch(2, &mut Monitor::silent())?;
+    assert_eq!(model.net.graph().expect("a graph").present, whole.present);
     Ok(())
 }
