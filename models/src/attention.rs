@@ -11,7 +11,7 @@ use candle_core::{CpuStorage, CustomOp3, DType, Device, Layout, Shape, Tensor};
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
-use crate::graph::index_tensor;
+use crate::ops::pick;
 use crate::rng::{self, Stream};
 use crate::simd;
 
@@ -310,7 +310,7 @@ pub fn last_states(states: &Tensor, segments: &Segments) -> Result<Tensor> {
         .iter()
         .map(|r| f32::from(u8::from(r.is_some())))
         .collect();
-    let picked = states.index_select(&index_tensor(&at, dev)?, 0)?;
+    let picked = pick(states, &at)?;
     Ok(picked.broadcast_mul(&Tensor::from_vec(has, (at.len(), 1), dev)?)?)
 }
 

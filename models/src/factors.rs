@@ -4,7 +4,7 @@ use candle_core::Tensor;
 
 use crate::error::{Error, Result};
 use crate::eval::{EvalQuery, Scorer};
-use crate::graph::index_tensor;
+use crate::ops::pick;
 use crate::params::TensorMap;
 
 /// User and item vectors of a model with one vector per known user.
@@ -45,9 +45,7 @@ impl Scorer for Factors {
 
     fn score(&self, queries: &[EvalQuery], out: &mut [f32]) -> Result<()> {
         let ids: Vec<u32> = queries.iter().map(|q| q.user).collect();
-        let u = self
-            .users
-            .index_select(&index_tensor(&ids, self.users.device())?, 0)?;
+        let u = pick(&self.users, &ids)?;
         copy_scores(&u.matmul(&self.items_t)?, out)
     }
 }

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp1, DType, Layout, Shape, Tensor};
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
@@ -422,15 +422,10 @@ impl CustomOp1 for LayerSum {
     }
 }
 
-/// Row indices as a tensor.
-pub fn index_tensor(rows: &[u32], dev: &Device) -> Result<Tensor> {
-    Ok(Tensor::from_slice(rows, rows.len(), dev)?)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::Var;
+    use candle_core::{Device, Var};
 
     fn toy() -> SparseMatrix {
         let edges = [(0, 0), (0, 1), (1, 1), (1, 2), (2, 3)];

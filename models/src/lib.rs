@@ -22,6 +22,8 @@ pub mod layer;
 pub mod llm;
 pub mod odmt;
 pub mod ops;
+#[cfg(test)]
+mod oracle;
 pub mod params;
 pub mod rng;
 pub mod run;

@@ -1,7 +1,7 @@
 //! Differentiable operations that candle lacks or computes wastefully.
 
 use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CudaStorage, CustomOp1, Layout, Shape, Storage, Tensor};
+use candle_core::{CpuStorage, CudaStorage, CustomOp1, Device, Layout, Shape, Storage, Tensor};
 use rayon::prelude::*;
 
 mod cosine_softmax;
@@ -106,6 +106,16 @@ impl CustomOp1 for FrozenLinear {
     fn bwd(&self, _x: &Tensor, _y: &Tensor, g: &Tensor) -> candle_core::Result<Option<Tensor>> {
         Ok(Some(g.contiguous()?.matmul(&self.w)?))
     }
+}
+
+/// Row indices as a tensor.
+pub fn index_tensor(rows: &[u32], dev: &Device) -> Result<Tensor> {
+    Ok(Tensor::from_slice(rows, rows.len(), dev)?)
+}
+
+/// Rows of `x` by position.
+pub fn pick(x: &Tensor, rows: &[u32]) -> Result<Tensor> {
+    Ok(x.index_select(&index_tensor(rows, x.device())?, 0)?)
 }
 
 /// Rows divided by `max(‖row‖₂, 1e-12)`.

@@ -15,9 +15,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::data::{Csr, Dataset, Split};
 use crate::error::{Error, Result};
-use crate::graph::{Propagation, SparseMatrix, index_tensor, normalized_bipartite};
+use crate::graph::{Propagation, SparseMatrix, normalized_bipartite};
 use crate::layer::Linear;
-use crate::ops;
+use crate::ops::{self, pick};
 use crate::params::{Adam, Params, TensorMap, restore_training, training_state};
 use crate::rng::{self, Purpose};
 use crate::train::{EpochLosses, Learner, Monitor, factors, sample_triples};
@@ -254,7 +254,6 @@ fn edges(rows: &Csr) -> impl Iterator<Item = (u32, u32)> + Clone + '_ {
 pub struct BehaviorGraph {
     cfg: BehaviorGraphConfig,
     seed: u64,
-    dev: Device,
     users: usize,
     items: usize,
     behaviors: Vec<Behavior>,
@@ -308,7 +307,6 @@ impl BehaviorGraph {
         Ok(Self {
             cfg,
             seed,
-            dev: dev.clone(),
             users,
             items,
             behaviors,
@@ -335,9 +333,6 @@ impl BehaviorGraph {
             let u: Vec<u32> = batch.iter().map(|t| t.0).collect();
             let p: Vec<u32> = batch.iter().map(|t| t.1 + users).collect();
             let n: Vec<u32> = batch.iter().map(|t| t.2 + users).collect();
-            let pick = |t: &Tensor, ids: &[u32]| -> Result<Tensor> {
-                Ok(t.index_select(&index_tensor(ids, &self.dev)?, 0)?)
-            };
             let (zu, zp, zn) = (pick(&nodes, &u)?, pick(&nodes, &p)?, pick(&nodes, &n)?);
             let rank = bpr(&(&zu * zp)?.sum(1)?, &(&zu * zn)?.sum(1)?)?;
             let mut norm = pick(&self.encoder.table, &u)?.sqr()?.sum_all()?;
@@ -420,18 +415,10 @@ impl Learner for BehaviorGraph {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::oracle::close;
     use candle_core::DType;
 
     const DEV: Device = Device::Cpu;
-
-    fn close(got: &Tensor, want: &[f64]) -> Result<()> {
-        let got = got.flatten_all()?.to_vec1::<f32>()?;
-        assert_eq!(got.len(), want.len());
-        for (g, w) in got.iter().zip(want) {
-            assert!((f64::from(*g) - w).abs() < 1e-5, "{got:?} {want:?}");
-        }
-        Ok(())
-    }
 
     /// Oracle T4: two users, three items, views and buys.
     #[test]

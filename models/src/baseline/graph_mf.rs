@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::data::{Csr, Dataset};
 use crate::error::{Error, Result};
-use crate::graph::{Propagation, index_tensor, normalized_bipartite};
-use crate::ops;
+use crate::graph::{Propagation, normalized_bipartite};
+use crate::ops::{self, pick};
 use crate::params::{Adam, Params, TensorMap, restore_training, training_state};
 use crate::rng::{self, Purpose};
 use crate::train::{EpochLosses, Learner, Monitor, factors, sample_triples};
@@ -55,7 +55,6 @@ impl Default for GraphMfConfig {
 pub struct GraphMf {
     cfg: GraphMfConfig,
     seed: u64,
-    dev: Device,
     users: usize,
     items: usize,
     rows: Csr,
@@ -91,7 +90,6 @@ impl GraphMf {
         Ok(Self {
             cfg,
             seed,
-            dev: dev.clone(),
             users,
             items,
             rows,
@@ -113,9 +111,6 @@ impl GraphMf {
 
     fn loss(&self, users: &[u32], pos: &[u32], neg: &[u32]) -> Result<Tensor> {
         let shift = |v: &[u32]| v.iter().map(|i| i + self.users as u32).collect::<Vec<_>>();
-        let pick = |t: &Tensor, ids: &[u32]| -> Result<Tensor> {
-            Ok(t.index_select(&index_tensor(ids, &self.dev)?, 0)?)
-        };
         let (p, n) = (shift(pos), shift(neg));
         let h = self.propagated()?;
         let (hu, hp, hn) = (pick(&h, users)?, pick(&h, &p)?, pick(&h, &n)?);

@@ -13,9 +13,8 @@ use crate::data::{Dataset, HistoryEvent};
 use crate::error::{Error, Result};
 use crate::eval::{EvalQuery, Scorer};
 use crate::factors::copy_scores;
-use crate::graph::index_tensor;
 use crate::layer::{LayerNorm, Linear, dropout};
-use crate::ops;
+use crate::ops::{self, pick};
 use crate::params::{Adam, Params, TensorMap, restore_training, training_state};
 use crate::rng::{self, Purpose, Stream};
 use crate::train::{EpochLosses, Learner, Monitor};
@@ -158,9 +157,6 @@ impl Net {
             return Ok((none, segments));
         }
         let events = || sequences.iter().flat_map(|s| s.iter());
-        let pick = |table: &Tensor, rows: &[u32]| -> Result<Tensor> {
-            Ok(table.index_select(&index_tensor(rows, &self.dev)?, 0)?)
-        };
         let ids: Vec<u32> = events().map(|e| e.item).collect();
         // Positions count from the end of the window, so the newest event always has the last one.
         let at = segments.positions_from_the_end(self.cfg.window);
@@ -251,10 +247,7 @@ impl Sasrec {
         let mut candidates: Vec<u32> = next.iter().chain(negatives).copied().collect();
         candidates.sort_unstable();
         candidates.dedup();
-        let table = self
-            .net
-            .items
-            .index_select(&index_tensor(&candidates, &self.net.dev)?, 0)?;
+        let table = pick(&self.net.items, &candidates)?;
         let scores = picked.matmul(&table.t()?)?;
         let targets = next
             .iter()

@@ -35,8 +35,8 @@ use schedule::Schedule;
 
 use crate::data::{Csr, Dataset};
 use crate::error::{Error, Result};
-use crate::graph::{Propagation, index_tensor, normalized_bipartite};
-use crate::ops;
+use crate::graph::{Propagation, normalized_bipartite};
+use crate::ops::{self, index_tensor, pick};
 use crate::params::{Adam, Params, TensorMap, restore_training, training_state};
 use crate::rng::{self, Purpose};
 use crate::train::{EpochLosses, Learner, Monitor, factors};
@@ -301,15 +301,7 @@ impl DiffMm {
     fn ranking_loss(&self, users: &[u32], pos: &[u32], neg: &[u32]) -> Result<(Tensor, [f64; 2])> {
         let contrastive = self.cfg.contrast != Contrast::Off && self.cfg.ssl_reg != 0.0;
         let views = self.views(contrastive)?;
-        let bpr = bpr_loss(
-            &views.main,
-            self.users,
-            users,
-            pos,
-            neg,
-            self.cfg.batch,
-            &self.dev,
-        )?;
+        let bpr = bpr_loss(&views.main, self.users, users, pos, neg, self.cfg.batch)?;
         let norm = (self.user_ids.sqr()?.sum_all()? + self.item_ids.sqr()?.sum_all()?)?;
         let mut loss = (&bpr + (norm * self.cfg.reg)?)?;
         let mut cl = 0.0;
@@ -413,12 +405,11 @@ pub fn bpr_loss(
     pos: &[u32],
     neg: &[u32],
     divisor: usize,
-    dev: &Device,
 ) -> Result<Tensor> {
     let shifted = pos.iter().chain(neg).map(|i| i + users_total as u32);
     let ids: Vec<u32> = users.iter().copied().chain(shifted).collect();
     // One gather for the three: its backward passes over the whole table.
-    let rows = nodes.index_select(&index_tensor(&ids, dev)?, 0)?;
+    let rows = pick(nodes, &ids)?;
     let n = users.len();
     let (h_p, h_n) = (rows.narrow(0, n, n)?, rows.narrow(0, 2 * n, n)?);
     let diff = (rows.narrow(0, 0, n)? * (h_p - h_n)?)?.sum(1)?;

@@ -160,7 +160,7 @@ fn losses_match_oracle() -> Result<()> {
         let v = m.views(true)?;
         let cl = m.contrast(&v, &ANCHORS, &POSITIVES)?.expect("contrast");
         close(&cl, &[want])?;
-        let bpr = bpr_loss(&v.main, 3, &ANCHORS, &POSITIVES, &NEGATIVES, 1024, &m.dev)?;
+        let bpr = bpr_loss(&v.main, 3, &ANCHORS, &POSITIVES, &NEGATIVES, 1024)?;
         close(&(bpr * 1024.0)?, &[5.2644123089])?;
         let (total, _) = m.ranking_loss(&ANCHORS, &POSITIVES, &NEGATIVES)?;
         close(&total, &[0.0051410276 + 1e-4 * 11.5 + 1e-2 * want])?;

@@ -5,10 +5,9 @@ use candle_core::{Device, Tensor};
 use super::config::{Align, DprecConfig};
 use super::graphs::Observed;
 use super::hypergraph::{assign, concepts, interest_messages, interest_sources, item_level};
-use super::losses::pick;
 use crate::error::Result;
 use crate::layer::{LayerNorm, Linear};
-use crate::ops;
+use crate::ops::{self, pick};
 use crate::params::Params;
 use crate::rng::{self, Purpose};
 

@@ -119,19 +119,11 @@ pub(super) mod tests {
     use crate::dprec::config::DprecConfig;
     use crate::dprec::encoder::column;
     use crate::dprec::graphs::{Content, Graphs};
+    use crate::oracle::close;
     use crate::rng::{self, Purpose};
     use candle_core::{Device, Var};
 
     const DEV: Device = Device::Cpu;
-
-    pub(in crate::dprec) fn close(t: &Tensor, want: &[f64]) -> Result<()> {
-        let got = t.flatten_all()?.to_vec1::<f32>()?;
-        assert_eq!(got.len(), want.len(), "{got:?}");
-        for (g, w) in got.iter().zip(want) {
-            assert!((f64::from(*g) - w).abs() < 1e-5, "{got:?} {want:?}");
-        }
-        Ok(())
-    }
 
     /// The toy of oracles D3 to D6: two items with channels id, v and t.
     pub(in crate::dprec) fn toy() -> Result<Vec<Tensor>> {

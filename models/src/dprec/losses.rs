@@ -5,8 +5,7 @@ use candle_core::Tensor;
 
 use super::hypergraph::{concepts, leave_one_out};
 use crate::error::Result;
-use crate::graph::index_tensor;
-use crate::ops;
+use crate::ops::{self, pick};
 
 /// Mean over rows of `−log( exp(cos(a_i, b_i)/τ) / Σ_j exp(cos(a_i, b_j)/τ) )`.
 pub(super) fn nce(a: &Tensor, b: &Tensor, temperature: f64) -> Result<Tensor> {
@@ -42,11 +41,6 @@ pub(super) fn mean(terms: Vec<Tensor>) -> Result<Option<Tensor>> {
 
 /// Fewest rows that a contrast is made of.
 const FEWEST: usize = 2;
-
-/// Rows of `x` by position.
-pub(super) fn pick(x: &Tensor, rows: &[u32]) -> Result<Tensor> {
-    Ok(x.index_select(&index_tensor(rows, x.device())?, 0)?)
-}
 
 /// Item level: each channel against the mean of an item's other channels, over the items that have
 /// it and another. `has[c][b]` says whether row b has channel c.
@@ -157,7 +151,8 @@ pub(super) fn bpr(positive: &Tensor, negative: &Tensor) -> Result<Tensor> {
 mod tests {
     use super::*;
     use crate::dprec::hypergraph::assign;
-    use crate::dprec::hypergraph::tests::{all, close, toy};
+    use crate::dprec::hypergraph::tests::{all, toy};
+    use crate::oracle::close;
     use candle_core::Device;
 
     const DEV: Device = Device::Cpu;

@@ -67,12 +67,11 @@ use alignment::Alignment;
 use encoder::{Encoder, Views, column};
 use features::{Recipe, Transform};
 use graphs::{Content, Graphs, Observed};
-use losses::pick;
 use objective::{Batch, Parts};
 
 use crate::data::{Csr, Dataset, ModalityFeatures};
 use crate::error::{Error, Result};
-use crate::ops;
+use crate::ops::{self, pick};
 use crate::params::{Adam, Params, TensorMap, restore_training, training_state};
 use crate::rng::{self, Purpose};
 use crate::train::{EpochLosses, Learner, Monitor, factors, sample_triples_among};

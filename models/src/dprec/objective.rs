@@ -8,11 +8,11 @@ use super::alignment::Hyperedges;
 use super::config::{Align, Loss};
 use super::encoder::{Views, channels};
 use super::graphs::Observed;
-use super::losses::{self, pick};
+use super::losses;
 use super::{Dprec, hypergraph, scalar};
 use crate::data::Csr;
 use crate::error::Result;
-use crate::ops;
+use crate::ops::{self, pick};
 
 /// Per row, the columns that are right and their weights.
 type Targets = Vec<Vec<(u32, f32)>>;

@@ -4,7 +4,7 @@
 use candle_core::Tensor;
 
 use crate::error::Result;
-use crate::ops;
+use crate::ops::{self, pick};
 use crate::rng::{self, Purpose};
 
 /// Mean cosine of an item's two modalities, less that of two items drawn at random.
@@ -18,7 +18,7 @@ pub(super) fn modality_margin(a: &Tensor, b: &Tensor, seed: u64) -> Result<f64> 
         &mut rng::stream(seed, Purpose::Candidates, &[rng::name_hash("margin")]),
         &mut order,
     );
-    let other = super::losses::pick(&b, &order)?;
+    let other = pick(&b, &order)?;
     let margin = (a * (b - other)?)?.sum(1)?.mean_all()?;
     Ok(f64::from(margin.to_scalar::<f32>()?))
 }
@@ -77,15 +77,15 @@ pub(super) fn clusters(x: &Tensor, k: usize, seed: u64) -> Result<Vec<u32>> {
     let mut r = rng::stream(seed, Purpose::Candidates, &[rng::name_hash("clusters")]);
     let mut chosen = vec![rng::below(&mut r, n) as u32];
     while chosen.len() < k {
-        let like = x.matmul(&super::losses::pick(&x, &chosen)?.t()?)?.max(1)?;
+        let like = x.matmul(&pick(&x, &chosen)?.t()?)?.max(1)?;
         let next = argmax_rows(&like.neg()?.unsqueeze(0)?)?;
         chosen.extend(next);
     }
-    let mut centres = super::losses::pick(&x, &chosen)?;
+    let mut centres = pick(&x, &chosen)?;
     let mut labels = Vec::new();
     for _ in 0..ROUNDS {
         labels = argmax_rows(&x.matmul(&centres.t()?)?)?;
-        let at = crate::graph::index_tensor(&labels, x.device())?;
+        let at = crate::ops::index_tensor(&labels, x.device())?;
         // An emptied cluster keeps a zero centre and gets no more members.
         centres = ops::normalize_rows(&centres.zeros_like()?.index_add(&at, &x, 0)?)?;
     }
@@ -116,7 +116,7 @@ mod tests {
         let centres = rng::normal(&mut r, (4, 8), 1.0, &Device::Cpu)?;
         let truth: Vec<u32> = (0..80).map(|i| i % 4).collect();
         let noisy = |r: &mut rng::Stream| -> Result<Tensor> {
-            let base = super::super::losses::pick(&centres, &truth)?;
+            let base = pick(&centres, &truth)?;
             Ok((base + rng::normal(r, (80, 8), 0.1, &Device::Cpu)?)?)
         };
         let (a, b) = (noisy(&mut r)?, noisy(&mut r)?);

@@ -1,6 +1,6 @@
-use super::hypergraph::tests::close;
 use super::*;
 use crate::dprec::config::{Align, Loss, UserGraph};
+use crate::oracle::close;
 use candle_core::Var;
 
 const DEV: Device = Device::Cpu;

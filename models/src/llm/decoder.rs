@@ -10,7 +10,7 @@ use super::linear::{LoraConfig, Projection, product};
 use super::ops::{Rotation, rms_norm};
 use crate::attention::{Heads, Segments, continued_attention, grouped_attention};
 use crate::error::{Error, Result};
-use crate::graph::index_tensor;
+use crate::ops::index_tensor;
 use crate::params::{Params, TensorMap};
 use crate::rng::{self, Purpose, Stream};
 

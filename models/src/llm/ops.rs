@@ -219,20 +219,12 @@ impl CustomOp1 for Rotate {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::oracle::close;
     use crate::rng::{self, Purpose};
     use candle_core::{Device, Var};
 
     fn worst(a: &Tensor, b: &Tensor) -> Result<f32> {
         Ok((a - b)?.abs()?.max_all()?.to_scalar::<f32>()?)
-    }
-
-    fn close(got: &Tensor, want: &[f64]) -> Result<()> {
-        let got = got.flatten_all()?.to_vec1::<f32>()?;
-        assert_eq!(got.len(), want.len());
-        for (g, w) in got.iter().zip(want) {
-            assert!((f64::from(*g) - w).abs() < 1e-5, "{got:?} {want:?}");
-        }
-        Ok(())
     }
 
     /// Oracle T3: RMSNorm of [1, 2, 3, 4].

@@ -10,7 +10,7 @@ use super::loss::online_distillation;
 use super::{Net, Odmt, OdmtConfig};
 use crate::data::Dataset;
 use crate::error::{Error, Result};
-use crate::graph::index_tensor;
+use crate::ops::index_tensor;
 use crate::params::gradients;
 use crate::rng::{self, Purpose};
 use crate::train::{Learner, Mode};

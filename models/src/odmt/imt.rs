@@ -8,9 +8,8 @@ use super::block::{Block, Shape, Start};
 use super::config::{IdMask, OdmtConfig};
 use crate::data::{ModalityFeatures, Standardization};
 use crate::error::Result;
-use crate::graph::index_tensor;
 use crate::layer::{Linear, dropout};
-use crate::ops;
+use crate::ops::{self, index_tensor, pick};
 use crate::params::Params;
 use crate::rng::{self, Purpose, Stream};
 
@@ -109,9 +108,7 @@ impl Modality {
         let f = &self.frozen;
         let (n, width) = (ids.len(), f.width()?);
         let taken = if class_only { 1 } else { f.tokens };
-        let x = f
-            .values
-            .index_select(&index_tensor(ids, &Device::Cpu)?, 0)?
+        let x = pick(&f.values, ids)?
             .narrow(1, 0, taken * width)?
             .to_dtype(DType::F32)?
             .to_device(dev)?
@@ -252,7 +249,7 @@ impl ItemEncoder {
             .iter()
             .map(|m| m.tokens(ids, class_only, &self.dev))
             .collect::<Result<Vec<_>>>()?;
-        let e = self.ids.index_select(&index_tensor(ids, &self.dev)?, 0)?;
+        let e = pick(&self.ids, ids)?;
         parts.push(self.project.forward(&e)?.unsqueeze(1)?);
         let x = Tensor::cat(&parts, 1)?;
         let x = dropout(&x, self.dropout, noise.as_deref_mut())?;

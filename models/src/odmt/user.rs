@@ -6,8 +6,8 @@ use super::block::{Block, Shape, Start, xavier_normal};
 use super::config::OdmtConfig;
 use crate::attention::Segments;
 use crate::error::Result;
-use crate::graph::index_tensor;
 use crate::layer::{LayerNorm, dropout};
+use crate::ops::pick;
 use crate::params::Params;
 use crate::rng::Stream;
 
@@ -65,10 +65,9 @@ impl UserEncoder {
         segments: &Segments,
         mut noise: Option<&mut Stream>,
     ) -> Result<Tensor> {
-        let dev = items.device();
         let at = segments.positions_from_the_end(self.positions.dim(0)?);
-        let e = items.index_select(&index_tensor(events, dev)?, 0)?;
-        let p = self.positions.index_select(&index_tensor(&at, dev)?, 0)?;
+        let e = pick(items, events)?;
+        let p = pick(&self.positions, &at)?;
         let x = self.norm.forward(&(e + p)?)?;
         let mut x = dropout(&x, self.dropout, noise.as_deref_mut())?;
         for block in &self.blocks {

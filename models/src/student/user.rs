@@ -7,8 +7,9 @@ use candle_core::{Device, Tensor};
 use super::StudentShape;
 use crate::data::HistoryEvent;
 use crate::error::Result;
-use crate::graph::{Propagation, SparseMatrix, index_tensor};
+use crate::graph::{Propagation, SparseMatrix};
 use crate::layer::{self, Linear};
+use crate::ops::pick;
 use crate::params::Params;
 use crate::rng::{self, Purpose, Stream};
 
@@ -193,10 +194,7 @@ impl UserTower {
         }
         let ids: Vec<u32> = pairs.iter().map(|e| e.item).collect();
         let kinds: Vec<u32> = pairs.iter().map(|e| u32::from(e.behavior)).collect();
-        let x = (items.index_select(&index_tensor(&ids, &self.dev)?, 0)?
-            + self
-                .behaviors
-                .index_select(&index_tensor(&kinds, &self.dev)?, 0)?)?;
+        let x = (pick(items, &ids)? + pick(&self.behaviors, &kinds)?)?;
         let mut f = self.hidden.forward(&x)?.relu()?;
         if let Some((rng, rate)) = noise {
             f = layer::dropout(&f, rate, Some(rng))?;

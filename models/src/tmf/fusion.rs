@@ -8,8 +8,8 @@ use candle_core::{D, DType, Device, Tensor};
 use super::config::{Cross, Scope, TmfConfig};
 use crate::data::{Dataset, TokenFeatures};
 use crate::error::Result;
-use crate::graph::index_tensor;
 use crate::layer::{LayerNorm, Linear, dropout};
+use crate::ops::{index_tensor, pick};
 use crate::params::Params;
 use crate::rng::{self, Purpose, Stream};
 
@@ -445,7 +445,7 @@ impl Fusion {
     ) -> Result<Fused> {
         let (_, m, d) = c.rows.dims3()?;
         let longest = events.iter().map(Vec::len).max().unwrap_or(0).max(1);
-        let (b, dev) = (events.len(), c.rows.device());
+        let b = events.len();
         let (mut rows, mut behaviors) = (vec![0u32; b * longest], vec![0u32; b * longest]);
         let mut positions = vec![0u32; b * longest];
         let mut seen = vec![0f32; b * longest * m];
@@ -462,9 +462,6 @@ impl Fusion {
                 kept.push(slot as u32);
             }
         }
-        let pick = |table: &Tensor, ids: &[u32]| -> Result<Tensor> {
-            Ok(table.index_select(&index_tensor(ids, dev)?, 0)?)
-        };
         let told = (pick(&self.behaviors, &behaviors)? + pick(&self.positions, &positions)?)?;
         let x = pick(&c.rows, &rows)?.broadcast_add(&told.unsqueeze(1)?)?;
         let x = x.reshape((b, longest * m, d))?;

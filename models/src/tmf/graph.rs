@@ -18,7 +18,7 @@ use crate::data::{Dataset, Split};
 use crate::error::Result;
 use crate::eval::{EvalProtocol, evaluate};
 use crate::factors::Factors;
-use crate::graph::index_tensor;
+use crate::ops::pick;
 use crate::train::{Monitor, factors};
 
 /// Epochs between two looks at validation rows, and looks without improvement before the end.
@@ -160,7 +160,7 @@ fn centred(vectors: &Tensor, present: &[bool]) -> Result<Tensor> {
         .filter(|p| *p.1)
         .map(|p| p.0)
         .collect();
-    let known = vectors.index_select(&index_tensor(&ids, dev)?, 0)?;
+    let known = pick(vectors, &ids)?;
     let y = vectors.broadcast_sub(&known.mean_keepdim(0)?)?;
     Ok(y.broadcast_mul(&column(present, dev)?)?)
 }

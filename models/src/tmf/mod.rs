@@ -62,9 +62,8 @@ pub use scorer::TmfScorer;
 
 use crate::data::{Dataset, HistoryEvent};
 use crate::error::{Error, Result};
-use crate::graph::index_tensor;
 use crate::llm::Words;
-use crate::ops;
+use crate::ops::{self, pick};
 use crate::params::{
     Adam, Params, TensorMap, add_gradients, clip_gradients, gradients, restore_training,
     training_state,
@@ -317,7 +316,7 @@ impl<'a> Tmf<'a> {
             }
             start += length;
         }
-        let states = hidden.index_select(&index_tensor(&rows, &self.dev)?, 0)?;
+        let states = pick(&hidden, &rows)?;
         let logits = decoder.logits(&states)?;
         let n = targets.len();
         let loss = ops::softmax_cross_entropy(&logits, targets, vec![Vec::new(); n])?;
@@ -350,9 +349,7 @@ impl<'a> Tmf<'a> {
             Err(_) => (drawn + extra.partition_point(|&e| e < item)) as u32,
         };
         let rows: Vec<u32> = columns.iter().map(|i| batch.row[i]).collect();
-        let items = batch
-            .vectors
-            .index_select(&index_tensor(&rows, &self.dev)?, 0)?;
+        let items = pick(&batch.vectors, &rows)?;
         let mut scores = (queries.matmul(&items.t()?)? / self.net.cfg.temperature)?;
         let all = self.examples.met();
         if drawn < all {

@@ -11,10 +11,9 @@ use super::prompt::{Phrases, Prompt, Symbol, titles, wording};
 use crate::attention::Segments;
 use crate::data::{Dataset, HistoryEvent};
 use crate::error::{Error, Result};
-use crate::graph::index_tensor;
 use crate::layer::Linear;
 use crate::llm::{Decoder, Llm, LlmConfig, Words};
-use crate::ops;
+use crate::ops::{self, index_tensor, pick};
 use crate::params::Params;
 use crate::rng::{self, Purpose, Stream};
 
@@ -377,7 +376,7 @@ impl Net {
             })
             .collect();
         let source = Tensor::cat(&parts, 0)?;
-        let mut embeds = source.index_select(&index_tensor(&rows, &self.dev)?, 0)?;
+        let mut embeds = pick(&source, &rows)?;
         if let (Some(direction), false) = (&self.fit, fits.is_empty()) {
             let mut column = vec![0f32; rows.len()];
             fits.iter().for_each(|&(row, x)| column[row] = x);
@@ -405,7 +404,7 @@ impl Net {
                 return Ok(Vec::new());
             }
             let rows: Vec<u32> = shelf.iter().map(|&item| row(item)).collect();
-            let items = vectors.index_select(&index_tensor(&rows, vectors.device())?, 0)?;
+            let items = pick(vectors, &rows)?;
             let fits = items.matmul(&queries.narrow(0, q, 1)?.t()?)?;
             let fits = fits.flatten_all()?.to_vec1::<f32>()?;
             let place = |fit: &f32| 1 + fits.iter().filter(|x| *x > fit).count();
@@ -449,7 +448,7 @@ impl Net {
         vectors: &Tensor,
         row: impl Fn(u32) -> u32,
     ) -> Result<Tensor> {
-        let states = hidden.index_select(&index_tensor(rows, &self.dev)?, 0)?;
+        let states = pick(hidden, rows)?;
         let told = ops::normalize_rows(&self.query.forward(&states)?)?;
         let Some((weight, each)) = &self.past else {
             return Ok(told);
@@ -501,9 +500,7 @@ impl Net {
             })
             .collect::<Result<Vec<_>>>()?;
         let said = ops::normalize_rows(&Tensor::cat(&said, 0)?)?;
-        let soft = batch
-            .spoken
-            .index_select(&index_tensor(&rows, &self.dev)?, 0)?;
+        let soft = pick(&batch.spoken, &rows)?;
         let soft = ops::normalize_rows(&soft)?;
         let n = rows.len();
         let positive: Vec<u32> = (0..n as u32).collect();

@@ -14,9 +14,8 @@ use crate::data::HistoryEvent;
 use crate::data::sequence::newest;
 use crate::error::{Error, Result};
 use crate::eval::{EvalQuery, Scorer};
-use crate::graph::index_tensor;
 use crate::llm::{Kv, Past, best};
-use crate::ops::distinct;
+use crate::ops::{distinct, pick};
 use crate::rng::{self, Purpose};
 
 /// Longest free answer, in tokens.
@@ -87,9 +86,7 @@ impl TmfScorer {
             let row: HashMap<u32, u32> = seen.iter().zip(0..).map(|(&i, r)| (i, r)).collect();
             let vectors = match seen.is_empty() {
                 true => self.vectors.narrow(0, 0, 1)?,
-                false => self
-                    .vectors
-                    .index_select(&index_tensor(&seen, self.vectors.device())?, 0)?,
+                false => pick(&self.vectors, &seen)?,
             };
             let soft = self.soft(histories)?;
             let soft = soft.as_ref();
@@ -138,7 +135,7 @@ impl TmfScorer {
         }
         let last: Vec<u32> = ranges.iter().map(|r| r.end as u32 - 1).collect();
         Ok(Asked {
-            last: hidden.index_select(&index_tensor(&last, hidden.device())?, 0)?,
+            last: pick(&hidden, &last)?,
             kv,
             ranges,
         })
@@ -185,8 +182,7 @@ impl TmfScorer {
         }
         let dev = states.device();
         let logs = candle_nn::ops::log_softmax(&decoder.logits(&states)?, D::Minus1)?;
-        let picked = logs
-            .index_select(&index_tensor(&rows, dev)?, 0)?
+        let picked = pick(&logs, &rows)?
             .gather(&Tensor::from_slice(&targets, (targets.len(), 1), dev)?, 1)?;
         let picked = picked.flatten_all()?.to_vec1::<f32>()?;
         let mut picked = picked.into_iter();

@@ -1,16 +1,8 @@
 use super::*;
 use crate::ops;
+use crate::oracle::close;
 
 const DEV: Device = Device::Cpu;
-
-fn close(got: &Tensor, want: &[f64]) -> Result<()> {
-    let got = got.flatten_all()?.to_vec1::<f32>()?;
-    assert_eq!(got.len(), want.len());
-    for (g, w) in got.iter().zip(want) {
-        assert!((f64::from(*g) - w).abs() < 1e-5, "{got:?} {want:?}");
-    }
-    Ok(())
-}
 
 fn two() -> TmfConfig {
     TmfConfig {
