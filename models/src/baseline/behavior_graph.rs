@@ -94,12 +94,7 @@ impl Relation {
 
     /// Mean over the layers, from none to all.
     fn propagate(&self, table: &Tensor) -> Result<Tensor> {
-        let mut layer = table.clone();
-        let mut sum = layer.clone();
-        for _ in 0..self.layers {
-            layer = self.graph.apply(&layer)?;
-            sum = (sum + &layer)?;
-        }
+        let sum = self.graph.layer_sum(table, self.layers)?;
         Ok((sum / (self.layers + 1) as f64)?)
     }
 }
@@ -122,11 +117,10 @@ fn mix(views: &[Tensor], scores: &Tensor, present: &Tensor) -> Result<Tensor> {
     out.ok_or_else(|| Error::config("a graph without relations"))
 }
 
-/// `−log σ(s⁺ − s⁻)`, averaged.
-fn bpr(positive: &Tensor, negative: &Tensor) -> Result<Tensor> {
-    Ok(ops::log_sigmoid(&(positive - negative)?)?
-        .mean_all()?
-        .neg()?)
+/// `Σ w·(−log σ(s⁺ − s⁻))`.
+fn bpr(positive: &Tensor, negative: &Tensor, weights: &Tensor) -> Result<Tensor> {
+    let each = ops::log_sigmoid(&(positive - negative)?)?;
+    Ok((each * weights)?.sum_all()?.neg()?)
 }
 
 /// What training takes from a behaviour.
@@ -180,20 +174,22 @@ impl Encoder {
         })
     }
 
-    /// Vectors of all nodes, users first.
-    fn nodes(&self) -> Result<Tensor> {
+    /// Vectors of some nodes, or of all; users come first. What is dear, the attention, is done for them alone.
+    fn nodes(&self, rows: Option<&[u32]>) -> Result<Tensor> {
+        let of = |t: &Tensor| rows.map_or_else(|| Ok(t.clone()), |rows| pick(t, rows));
         let views = self
             .relations
             .iter()
-            .map(|r| r.propagate(&self.table))
+            .map(|r| of(&r.propagate(&self.table)?))
             .collect::<Result<Vec<_>>>()?;
         let scores = views
             .iter()
             .map(|z| Ok(self.attention.forward(z)?.tanh()?.matmul(&self.query)?))
             .collect::<Result<Vec<_>>>()?;
-        let mixed = mix(&views, &Tensor::cat(&scores, 1)?, &self.present)?;
-        let own = self.table.broadcast_mul(&self.alone)?;
-        let told = mixed.broadcast_mul(&(1.0 - &self.alone)?)?;
+        let mixed = mix(&views, &Tensor::cat(&scores, 1)?, &of(&self.present)?)?;
+        let alone = of(&self.alone)?;
+        let own = of(&self.table)?.broadcast_mul(&alone)?;
+        let told = mixed.broadcast_mul(&(1.0 - alone)?)?;
         Ok((told + own)?)
     }
 }
@@ -323,30 +319,36 @@ impl BehaviorGraph {
     /// Weighted mean over the behaviours of how badly their triples are ranked.
     fn loss(&self, batches: &[&[(u32, u32, u32)]]) -> Result<Option<Tensor>> {
         let total: f64 = self.behaviors.iter().map(|b| b.weight).sum();
-        let nodes = self.encoder.nodes()?;
-        let users = self.users as u32;
-        let mut loss: Option<Tensor> = None;
+        let items = self.users as u32;
+        let (mut users, mut positives, mut negatives) = (Vec::new(), Vec::new(), Vec::new());
+        let mut weights = Vec::new();
         for (behavior, batch) in self.behaviors.iter().zip(batches) {
             if batch.is_empty() || behavior.weight == 0.0 {
                 continue;
             }
-            let u: Vec<u32> = batch.iter().map(|t| t.0).collect();
-            let p: Vec<u32> = batch.iter().map(|t| t.1 + users).collect();
-            let n: Vec<u32> = batch.iter().map(|t| t.2 + users).collect();
-            let (zu, zp, zn) = (pick(&nodes, &u)?, pick(&nodes, &p)?, pick(&nodes, &n)?);
-            let rank = bpr(&(&zu * zp)?.sum(1)?, &(&zu * zn)?.sum(1)?)?;
-            let mut norm = pick(&self.encoder.table, &u)?.sqr()?.sum_all()?;
-            for ids in [&p, &n] {
-                norm = (norm + pick(&self.encoder.table, ids)?.sqr()?.sum_all()?)?;
-            }
-            let here = (rank + (norm * (0.5 * self.cfg.reg / batch.len() as f64))?)?;
-            let here = (here * (behavior.weight / total))?;
-            loss = Some(match loss {
-                Some(l) => (l + here)?,
-                None => here,
-            });
+            users.extend(batch.iter().map(|t| t.0));
+            positives.extend(batch.iter().map(|t| t.1 + items));
+            negatives.extend(batch.iter().map(|t| t.2 + items));
+            let each = behavior.weight / total / batch.len() as f64;
+            weights.resize(users.len(), each as f32);
         }
-        Ok(loss)
+        let n = users.len();
+        if n == 0 {
+            return Ok(None);
+        }
+        let weights = Tensor::from_vec(weights, n, self.encoder.table.device())?;
+        let ids = [users, positives, negatives].concat();
+        let mut nodes = ids.clone();
+        nodes.sort_unstable();
+        nodes.dedup();
+        let place = |id: &u32| nodes.partition_point(|n| n < id) as u32;
+        let at: Vec<u32> = ids.iter().map(place).collect();
+        let z = pick(&self.encoder.nodes(Some(&nodes))?, &at)?.reshape((3, n, self.cfg.dim))?;
+        let scores = |k: usize| -> Result<Tensor> { Ok((z.get(0)? * z.get(k)?)?.sum(1)?) };
+        let rank = bpr(&scores(1)?, &scores(2)?, &weights)?;
+        let norms = pick(&self.encoder.table, &ids)?.sqr()?.sum(1)?;
+        let norms = norms.reshape((3, n))?.broadcast_mul(&weights)?.sum_all()?;
+        Ok(Some((rank + (norms * (0.5 * self.cfg.reg))?)?))
     }
 
     /// One epoch over all triples; `after_step` may stop it.
@@ -379,7 +381,7 @@ impl BehaviorGraph {
 
     /// Vectors of users `[m, d]` and items `[n, d]`.
     pub(crate) fn vectors(&self) -> Result<(Tensor, Tensor)> {
-        let nodes = self.encoder.nodes()?.detach();
+        let nodes = self.encoder.nodes(None)?.detach();
         let users = nodes.narrow(0, 0, self.users)?.contiguous()?;
         Ok((
             users,
@@ -479,7 +481,8 @@ mod tests {
             Tensor::new(&[2f32, 0.5], &DEV)?,
             Tensor::new(&[1f32, 1.0], &DEV)?,
         );
-        close(&bpr(&p, &n)?, &[0.643_669])
+        let halves = Tensor::new(&[0.5f32, 0.5], &DEV)?;
+        close(&bpr(&p, &n, &halves)?, &[0.643_669])
     }
 
     #[test]
@@ -488,7 +491,7 @@ mod tests {
         let matrix = normalized_bipartite(2, 3, edges(&rows), false)?;
         let relations = vec![Relation::new(matrix.clone(), 2), Relation::new(matrix, 1)];
         let e = Encoder::new(relations, 4, 3, &DEV)?;
-        let nodes = e.nodes()?;
+        let nodes = e.nodes(None)?;
         let row = |t: &Tensor, at: usize| t.narrow(0, at, 1)?.flatten_all()?.to_vec1::<f32>();
         for at in [1, 4] {
             assert_eq!(row(&nodes, at)?, row(&e.table, at)?);
