@@ -25,8 +25,8 @@ use crate::train::{Monitor, factors};
 const LOOK_EVERY: usize = 5;
 const PATIENCE: usize = 2;
 
-/// Steps towards the nearest rotation: each at least halves the logarithm's distance, and 60 bring a direction of
-/// 1e-9 of the largest there.
+/// Steps towards the nearest rotation. Each multiplies what is far from it by 1.5: 60 bring there what is
+/// 1e-9 of the largest direction.
 const ROTATION_STEPS: usize = 60;
 
 /// What co-behaviour says about items.

@@ -12,19 +12,22 @@
 //! | warm-up on words, then three levels of prompts | published; schedule and wording ours |
 //! | form of the projector, candidates, ValidRatio and HitRate@1 | inferred from LLaRA (arXiv 2312.02445), on which the paper builds |
 //! | graph encoder | inferred, see `graph.rs` |
-//! | scale of soft tokens, fits on the shelf, likelihood, letters, trie and vectors as scores, histories without shelf, alignment | ours |
+//! | folds of users, scale of soft tokens, fits on the shelf, likelihood, letters, trie and vectors as scores, histories without shelf, alignment | ours |
 //!
 //! The published gains are relative, on private data, with a model of 7B parameters. Nothing here
 //! can be compared with them.
 //!
 //! # Stages
 //!
-//! 0. The graph encoder learns from training rows and is frozen.
+//! 0. The graph encoder learns from training rows and is frozen: once from all, and once without the users of
+//!    each fold.
 //! 1. Warm-up on prompts of words alone: low-rank updates of a pretrained model by its answers, or,
 //!    from scratch, a small model by all of the text. With stage 0 it is the first epoch.
 //! 2. All other epochs tune fusion and language model on the three levels; first, for a moment, the
-//!    fusion alone. Between prompts with a shelf come histories without one, in which every event is
-//!    predicted from the state before it: they are cheap, and teach the vectors.
+//!    fusion alone. After a quarter of it ([`TmfConfig::whole_graph_first`]) a step's users are of one
+//!    fold, seen through the graph that has not met them. Between prompts with a shelf come histories
+//!    without one, in which every event is predicted from the state before it: they are cheap, and
+//!    teach the vectors.
 //!
 //! # Vectors
 //!
