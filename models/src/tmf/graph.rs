@@ -56,7 +56,7 @@ pub(super) fn encode(
     cfg: &TmfConfig,
     seed: u64,
     dev: &Device,
-    monitor: &mut Monitor<'_>,
+    monitor: &Monitor<'_>,
 ) -> Result<Encoded> {
     let present = met(data, |_| true);
     if !present.contains(&true) {
@@ -76,62 +76,81 @@ pub(super) fn encode(
         behavior_weights: cfg.behavior_weights.clone(),
         transitions: cfg.transitions,
     };
-    let mut graph = BehaviorGraph::new(data, of_graph.clone(), seed, dev)?;
-    let mut best: Option<(f64, usize, Tensor)> = None;
-    let mut waited = 0;
-    for epoch in 0..cfg.graph_epochs {
-        graph.learn(epoch as u64, || monitor.check())?;
-        if (epoch + 1) % LOOK_EVERY == 0 || epoch + 1 == cfg.graph_epochs {
-            let (users, items) = graph.vectors()?;
-            let scores = Factors::new(&factors(&users, &items)?)?;
-            let report = evaluate(&scores, data, &EvalProtocol::valid())?;
-            let value = report.metric("recall@20").unwrap_or(0.0);
-            if best.as_ref().is_none_or(|(b, ..)| value > *b) {
-                best = Some((value, epoch + 1, items));
-                waited = 0;
-            } else {
-                waited += 1;
-            }
-            if waited >= PATIENCE {
-                break;
-            }
-        }
-    }
-    let (recall, epochs, vectors) = match best {
-        Some((value, epochs, items)) => (Some(value), epochs, items),
-        None => (None, 0, graph.vectors()?.1),
-    };
-    let whole = centred(&vectors, &present)?;
+    let graph = BehaviorGraph::new(data, of_graph.clone(), seed, dev)?;
+    let best = learnt(graph, cfg.graph_epochs, data, monitor)?;
+    let whole = centred(&best.vectors, &present)?;
     let deviation = deviation(&whole, &present)?;
-    let mut folds = Vec::new();
-    for number in 0..cfg.graph_folds {
-        if cfg.graph_folds < 2 {
-            break;
-        }
-        let of = cfg.graph_folds;
-        let fold = Fold { number, of };
+    let without = |fold: Fold| -> Result<CoBehavior> {
         let knows = |user| !fold.holds(user);
         let present = met(data, knows);
         if !present.contains(&true) {
             let vectors = whole.zeros_like()?;
-            folds.push(CoBehavior { vectors, present });
-            continue;
+            return Ok(CoBehavior { vectors, present });
         }
         let mut graph = BehaviorGraph::of_users(data, of_graph.clone(), knows, seed, dev)?;
-        for epoch in 0..epochs {
+        for epoch in 0..best.epochs {
             graph.learn(epoch as u64, || monitor.check())?;
         }
         let common = whole.broadcast_mul(&column(&present, dev)?)?;
         let own = turned(&centred(&graph.vectors()?.1, &present)?, &common)?;
         let vectors = own.broadcast_div(&deviation)?;
-        folds.push(CoBehavior { vectors, present });
-    }
+        Ok(CoBehavior { vectors, present })
+    };
+    let of = cfg.graph_folds;
+    let numbers = if of < 2 { 0..0 } else { 0..of };
+    let folds = numbers.map(|number| without(Fold { number, of }));
+    let folds = folds.collect::<Result<Vec<_>>>()?;
     let vectors = whole.broadcast_div(&deviation)?;
     Ok(Encoded {
         whole: CoBehavior { vectors, present },
         folds,
-        recall,
+        recall: best.recall,
     })
+}
+
+/// A graph after as many epochs as validation rows chose.
+struct Learnt {
+    vectors: Tensor,
+    epochs: usize,
+    recall: Option<f64>,
+}
+
+fn learnt(
+    mut graph: BehaviorGraph,
+    epochs: usize,
+    data: &Dataset,
+    monitor: &Monitor<'_>,
+) -> Result<Learnt> {
+    let mut best = Learnt {
+        vectors: graph.vectors()?.1,
+        epochs: 0,
+        recall: None,
+    };
+    let mut waited = 0;
+    for epoch in 1..=epochs {
+        graph.learn(epoch as u64 - 1, || monitor.check())?;
+        if epoch % LOOK_EVERY != 0 && epoch != epochs {
+            continue;
+        }
+        let (users, vectors) = graph.vectors()?;
+        let scores = Factors::new(&factors(&users, &vectors)?)?;
+        let report = evaluate(&scores, data, &EvalProtocol::valid())?;
+        let recall = report.metric("recall@20").unwrap_or(0.0);
+        if best.recall.is_none_or(|b| recall > b) {
+            best = Learnt {
+                vectors,
+                epochs: epoch,
+                recall: Some(recall),
+            };
+            waited = 0;
+        } else {
+            waited += 1;
+        }
+        if waited >= PATIENCE {
+            break;
+        }
+    }
+    Ok(best)
 }
 
 /// Items in training rows of some users.
@@ -232,7 +251,7 @@ mod tests {
             graph_folds: 3,
             ..TmfConfig::default()
         };
-        let co = encode(&data, &cfg, 1, &DEV, &mut Monitor::silent())?;
+        let co = encode(&data, &cfg, 1, &DEV, &Monitor::silent())?;
         assert_eq!(co.folds.len(), 3);
         let rows = data.rows(&[Split::Train], None);
         for (number, fold) in co.folds.iter().enumerate() {
@@ -263,7 +282,7 @@ mod tests {
             graph_folds: 1,
             ..cfg
         };
-        let co = encode(&data, &one, 1, &DEV, &mut Monitor::silent())?;
+        let co = encode(&data, &one, 1, &DEV, &Monitor::silent())?;
         assert!(co.folds.is_empty());
         Ok(())
     }
