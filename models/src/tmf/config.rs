@@ -47,8 +47,9 @@ pub struct TmfConfig {
 
     /// Whether co-behaviour is a modality.
     pub graph: bool,
-    /// Groups of users, for each of which tuning has item vectors of a graph that has not met them; below 2
-    /// there is one graph, which knows the events that tuning predicts.
+    /// Groups of users, for each of which tuning has item vectors of a graph that has not met them (items of
+    /// many events keep those of the whole graph); below 2 there is one graph, which knows the events that
+    /// tuning predicts. Each group costs about as much as the graph itself.
     pub graph_folds: usize,
     /// Width of the graph encoder.
     pub graph_dim: usize,

@@ -41,8 +41,13 @@ pub(super) struct Fold {
 }
 
 impl Fold {
+    fn of_user(user: u32, of: usize) -> Self {
+        let number = user as usize % of;
+        Self { number, of }
+    }
+
     pub(super) fn holds(self, user: u32) -> bool {
-        user as usize % self.of == self.number
+        Self::of_user(user, self.of).number == self.number
     }
 }
 
@@ -139,10 +144,7 @@ impl Examples {
     pub(super) fn fold(&self, of: usize, with_shelf: bool, r: &mut Stream) -> Fold {
         let from = if with_shelf { &self.asked } else { &self.ends };
         let (user, _) = from[rng::below(r, from.len())];
-        Fold {
-            number: user as usize % of,
-            of,
-        }
+        Fold::of_user(user, of)
     }
 
     /// The n-th example of an epoch, of a user of the fold.

@@ -25,6 +25,10 @@ use crate::train::{Monitor, factors};
 const LOOK_EVERY: usize = 5;
 const PATIENCE: usize = 2;
 
+/// Events above which an item stands where it stands whoever is left out: folds have it as the whole graph does,
+/// and not as one that differs in everything by chance.
+const MANY: u32 = 20;
+
 /// Steps towards the nearest rotation. Each multiplies what is far from it by 1.5: 60 bring there what is
 /// 1e-9 of the largest direction.
 const ROTATION_STEPS: usize = 60;
@@ -58,7 +62,8 @@ pub(super) fn encode(
     dev: &Device,
     monitor: &Monitor<'_>,
 ) -> Result<Encoded> {
-    let present = met(data, |_| true);
+    let events = events(data, |_| true);
+    let present: Vec<bool> = events.iter().map(|n| *n > 0).collect();
     if !present.contains(&true) {
         let vectors = Tensor::zeros((data.num_items(), cfg.graph_dim), DType::F32, dev)?;
         return Ok(Encoded {
@@ -80,20 +85,27 @@ pub(super) fn encode(
     let best = learnt(graph, cfg.graph_epochs, data, monitor)?;
     let whole = centred(&best.vectors, &present)?;
     let deviation = deviation(&whole, &present)?;
+    let few: Vec<bool> = events.iter().map(|n| *n <= MANY).collect();
     let without = |fold: Fold| -> Result<CoBehavior> {
         let knows = |user| !fold.holds(user);
-        let present = met(data, knows);
-        if !present.contains(&true) {
-            let vectors = whole.zeros_like()?;
-            return Ok(CoBehavior { vectors, present });
+        let known: Vec<bool> = self::events(data, knows).iter().map(|n| *n > 0).collect();
+        if !known.contains(&true) {
+            return Ok(CoBehavior {
+                vectors: whole.zeros_like()?,
+                present: known,
+            });
         }
         let mut graph = BehaviorGraph::of_users(data, of_graph.clone(), knows, seed, dev)?;
         for epoch in 0..best.epochs {
             graph.learn(epoch as u64, || monitor.check())?;
         }
-        let common = whole.broadcast_mul(&column(&present, dev)?)?;
-        let own = turned(&centred(&graph.vectors()?.1, &present)?, &common)?;
+        let common = whole.broadcast_mul(&column(&known, dev)?)?;
+        let own = turned(&centred(&graph.vectors()?.1, &known)?, &common)?;
+        let changes = column(&few, dev)?;
+        let own = own.broadcast_mul(&changes)?;
+        let own = (own + whole.broadcast_mul(&(1.0 - changes)?)?)?;
         let vectors = own.broadcast_div(&deviation)?;
+        let present = known.iter().zip(&few).map(|(k, f)| *k || !f).collect();
         Ok(CoBehavior { vectors, present })
     };
     let of = cfg.graph_folds;
@@ -153,16 +165,16 @@ fn learnt(
     Ok(best)
 }
 
-/// Items in training rows of some users.
-fn met(data: &Dataset, knows: impl Fn(u32) -> bool) -> Vec<bool> {
-    let mut present = vec![false; data.num_items()];
+/// Training rows of each item by some users.
+fn events(data: &Dataset, knows: impl Fn(u32) -> bool) -> Vec<u32> {
+    let mut count = vec![0; data.num_items()];
     let rows = data.rows(&[Split::Train], None);
     for user in (0..rows.rows() as u32).filter(|&u| knows(u)) {
         for &item in rows.row(user) {
-            present[item as usize] = true;
+            count[item as usize] += 1;
         }
     }
-    present
+    count
 }
 
 /// 1 for items that are there, `[N, 1]`.
@@ -236,53 +248,63 @@ mod tests {
         Ok(())
     }
 
-    /// A fold's graph is as if its users had never been, and lies in the space of the whole.
-    #[test]
-    fn folds_have_not_met_their_users() -> Result<()> {
-        let data = generate(&SyntheticConfig {
-            users: 60,
+    fn shop(users: usize) -> Result<Dataset> {
+        generate(&SyntheticConfig {
+            users,
             items: 100,
             events_per_user: 8,
             seed: 4,
-        })?;
+        })
+    }
+
+    /// A fold's graph is as if its users had never been and lies in the space of the whole, from which it has the
+    /// items of many events.
+    #[test]
+    fn folds_have_not_met_their_users() -> Result<()> {
         let cfg = TmfConfig {
             graph_dim: 8,
             graph_epochs: 5,
             graph_folds: 3,
             ..TmfConfig::default()
         };
-        let co = encode(&data, &cfg, 1, &DEV, &Monitor::silent())?;
-        assert_eq!(co.folds.len(), 3);
-        let rows = data.rows(&[Split::Train], None);
-        for (number, fold) in co.folds.iter().enumerate() {
-            let mut others = vec![false; data.num_items()];
-            for user in (0..rows.rows()).filter(|u| u % 3 != number) {
-                for &item in rows.row(user as u32) {
-                    others[item as usize] = true;
+        let dot = |x: &[f32], y: &[f32]| x.iter().zip(y).map(|(x, y)| x * y).sum::<f32>();
+        let (mut many, mut alone) = (0, 0);
+        for data in [shop(100)?, shop(400)?] {
+            let co = encode(&data, &cfg, 1, &DEV, &Monitor::silent())?;
+            assert_eq!(co.folds.len(), 3);
+            let rows = data.rows(&[Split::Train], None);
+            let whole = co.whole.vectors.to_vec2::<f32>()?;
+            for (number, fold) in co.folds.iter().enumerate() {
+                let own = fold.vectors.to_vec2::<f32>()?;
+                let (mut cosine, mut few) = (0.0, 0.0);
+                for item in 0..data.num_items() {
+                    let has = |u: &usize| rows.row(*u as u32).contains(&(item as u32));
+                    let users: Vec<usize> = (0..rows.rows()).filter(has).collect();
+                    let (a, b) = (&own[item], &whole[item]);
+                    if users.len() > MANY as usize {
+                        assert!(a == b && fold.present[item]);
+                        many += 1;
+                        continue;
+                    }
+                    let known = users.iter().any(|u| u % 3 != number);
+                    assert_eq!(fold.present[item], known);
+                    if known {
+                        assert_ne!(a, b);
+                        cosine += dot(a, b) / (dot(a, a) * dot(b, b)).sqrt().max(1e-6);
+                        few += 1.0;
+                    } else if !users.is_empty() {
+                        alone += 1;
+                    }
                 }
+                assert!(cosine / few > 0.5, "{}", cosine / few);
             }
-            assert_eq!(fold.present, others);
-            assert_ne!(
-                fold.present, co.whole.present,
-                "some items have one fold's users alone"
-            );
-            let (own, whole) = (
-                fold.vectors.to_vec2::<f32>()?,
-                co.whole.vectors.to_vec2::<f32>()?,
-            );
-            let mut cosine = 0.0;
-            for (a, b) in own.iter().zip(&whole) {
-                let dot = |x: &[f32], y: &[f32]| x.iter().zip(y).map(|(x, y)| x * y).sum::<f32>();
-                cosine += dot(a, b) / (dot(a, a) * dot(b, b)).sqrt().max(1e-6);
-            }
-            let there = others.iter().filter(|p| **p).count() as f32;
-            assert!(cosine / there > 0.5, "{}", cosine / there);
         }
+        assert!(many > 0 && alone > 0, "{many} {alone}");
         let one = TmfConfig {
             graph_folds: 1,
             ..cfg
         };
-        let co = encode(&data, &one, 1, &DEV, &Monitor::silent())?;
+        let co = encode(&shop(100)?, &one, 1, &DEV, &Monitor::silent())?;
         assert!(co.folds.is_empty());
         Ok(())
     }
