@@ -63,7 +63,6 @@ pub(super) struct Examples {
     /// Items with training rows, ascending: shelves and negatives are drawn from them. One that cannot be
     /// right in training would only teach that what nobody has met is never right.
     met: Vec<u32>,
-    is_target: Vec<bool>,
     /// Weight of each behaviour as something to predict.
     weights: Vec<f32>,
 }
@@ -124,7 +123,6 @@ impl Examples {
                 .zip(&is_target)
                 .map(|(name, &target)| cfg.behavior_weight(name, target) as f32)
                 .collect(),
-            is_target,
         })
     }
 
@@ -186,7 +184,8 @@ impl Examples {
         }
     }
 
-    /// The n-th sequence of an epoch, of a user of the fold. `last_only` predicts the last event alone, for encoders in
+    /// The n-th sequence of an epoch, of a user of the fold: the last event is one of those to predict, those
+    /// before it teach by the weights of their behaviours. `last_only` predicts the last event alone, for encoders in
     /// which an event sees later ones.
     pub(super) fn sequence(
         &self,
@@ -212,7 +211,7 @@ impl Examples {
             .iter()
             .enumerate()
             // Before the first event of a cut window there was something.
-            .filter(|(k, e)| (*k > 0 || cut == 0) && self.is_target[e.behavior as usize])
+            .filter(|(k, _)| *k > 0 || cut == 0)
             .map(|(k, e)| target(k, *e))
             .collect();
         if last_only {
